@@ -1,0 +1,76 @@
+package vfs
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// iovMax is the kernel's limit on the buffers of one pwritev.
+const iovMax = 1024
+
+// writeVAt calls pwritev until everything is written.
+func (f *osFile) writeVAt(bufs [][]byte, off int64) (int, error) {
+	total := 0
+	for len(bufs) > 0 {
+		if len(bufs[0]) == 0 {
+			bufs = bufs[1:]
+			continue
+		}
+		n := 0
+		err := f.call(func(fd int) (err error) {
+			n, err = unix.Pwritev(fd, bufs[:min(len(bufs), iovMax)], off+int64(total))
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		if n <= 0 {
+			return total, io.ErrShortWrite
+		}
+		total += n
+		bufs = after(bufs, n)
+	}
+	return total, nil
+}
+
+// after returns what is left of bufs after n bytes. It copies the headers if it
+// has to cut a buffer in two, since bufs is the caller's.
+func after(bufs [][]byte, n int) [][]byte {
+	for len(bufs) > 0 && n >= len(bufs[0]) {
+		n -= len(bufs[0])
+		bufs = bufs[1:]
+	}
+	if n > 0 {
+		bufs = append([][]byte{bufs[0][n:]}, bufs[1:]...)
+	}
+	return bufs
+}
+
+// sync is fdatasync: it writes the size and the block map, which reading needs,
+// and leaves the times alone, which would cost a journal commit.
+func (f *osFile) sync() error { return f.call(unix.Fdatasync) }
+
+// preallocate is fallocate, or writing zeros where the file system has none.
+func (f *osFile) preallocate(off, n int64) error {
+	err := f.call(func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return f.zeroFill(off, n)
+	}
+	return err
+}
+
+// call runs a system call on the descriptor, again as long as a signal interrupts it.
+func (f *osFile) call(do func(fd int) error) error {
+	var err error
+	closed := f.raw.Control(func(fd uintptr) {
+		for err = do(int(fd)); err == unix.EINTR; err = do(int(fd)) {
+		}
+	})
+	if closed != nil { // the only way it fails, with an error of its own
+		return os.ErrClosed
+	}
+	return err
+}

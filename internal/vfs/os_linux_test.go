@@ -1,0 +1,62 @@
+package vfs
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestAfterShortWrite: what is left is right, and the caller's buffers are untouched.
+func TestAfterShortWrite(t *testing.T) {
+	join := func(bufs [][]byte) (s string) {
+		for _, b := range bufs {
+			s += string(b)
+		}
+		return s
+	}
+	bufs := [][]byte{[]byte("abc"), nil, []byte("de"), []byte("f")}
+	for n := range 7 {
+		require.Equal(t, "abcdef"[n:], join(after(bufs, n)))
+		require.Equal(t, "abcdef", join(bufs))
+	}
+}
+
+// TestDiskFull writes to a device that is always full.
+func TestDiskFull(t *testing.T) {
+	f, err := OS{}.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	n, err := f.WriteVAt([][]byte{[]byte("a"), []byte("b")}, 0)
+	requireError(t, err, "/dev/full", syscall.ENOSPC)
+	require.Zero(t, n)
+	require.NoError(t, f.Close())
+}
+
+// TestInterruptedCall: a signal is no failure.
+func TestInterruptedCall(t *testing.T) {
+	f := create(t, OS{}, filepath.Join(t.TempDir(), "f"), "").(*osFile)
+	calls := 0
+	require.NoError(t, f.call(func(int) error {
+		if calls++; calls < 3 {
+			return syscall.EINTR
+		}
+		return nil
+	}))
+	require.Equal(t, 3, calls)
+	require.NoError(t, f.Close())
+}
+
+// TestZeroFill is Preallocate where the file system cannot reserve.
+func TestZeroFill(t *testing.T) {
+	f := create(t, OS{}, filepath.Join(t.TempDir(), "f"), "data").(*osFile)
+	require.NoError(t, f.zeroFill(2, 3<<20))
+	require.NoError(t, f.zeroFill(0, 8))
+	got := content(t, OS{}, f.Name())
+	require.Len(t, got, 2+(3<<20))
+	require.Equal(t, "data\x00", got[:5])
+	require.NoError(t, f.Close())
+}
