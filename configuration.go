@@ -291,7 +291,9 @@ func (c Configuration) Len() int { return len(c.peers) }
 func (c Configuration) Peers() []PeerID { return slices.Clone(c.peers) }
 
 // Voters returns the peers that count in quorums, in order.
-func (c Configuration) Voters() []PeerID { return c.filter(func(p PeerID) bool { return p.Role != Learner }) }
+func (c Configuration) Voters() []PeerID {
+	return c.filter(func(p PeerID) bool { return p.Role != Learner })
+}
 
 // Learners returns the peers that count in no quorum, in order.
 func (c Configuration) Learners() []PeerID {

@@ -21,7 +21,7 @@ type Executor interface {
 	// wakeAt asks for one poke of r at the given time, in place of an earlier request.
 	wakeAt(r runner, at time.Time)
 
-	// forget drops a wake-up that is still pending.
+	// forget drops a wake-up that is still pending, and all that is known of r: it is done.
 	forget(r runner)
 }
 
@@ -151,12 +151,10 @@ func (a *Actor[T]) runOnce() (again bool) {
 		return true
 	}
 	if closed {
-		armed := !a.armed.IsZero()
 		a.finished = true
+		a.queue, a.spare = nil, nil
 		a.mu.Unlock()
-		if armed {
-			a.exec.forget(a)
-		}
+		a.exec.forget(a)
 		close(a.done)
 		return false
 	}

@@ -2,8 +2,10 @@ package actor
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash"
 	"hash/fnv"
+	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -29,6 +31,8 @@ type Sim struct {
 	seq   uint64
 	trace hash.Hash64
 	steps uint64
+
+	processes uint64 // made so far; numbers them in the trace
 }
 
 // NewSim starts at a fixed date.
@@ -55,7 +59,8 @@ func (s *Sim) Rand() *rand.Rand { return s.rng }
 // Steps is the number of steps run so far.
 func (s *Sim) Steps() uint64 { return s.steps }
 
-// TraceHash identifies everything that has happened so far: which actor ran when.
+// TraceHash identifies everything that has happened so far: which actor of which
+// process ran when.
 func (s *Sim) TraceHash() uint64 { return s.trace.Sum64() }
 
 // Note adds v to the trace, so that two runs differ if they differ in v.
@@ -78,14 +83,14 @@ func (c *call) runOnce() bool { c.f(); return false }
 func (c *call) poke()         {}
 func (c *call) label() string { return "call" }
 
-// RunFor lets d of virtual time pass and returns the number of steps run.
-func (s *Sim) RunFor(d time.Duration) (steps int) {
+// RunFor lets d of virtual time pass and returns the number of events in it.
+func (s *Sim) RunFor(d time.Duration) (events int) {
 	end := s.now.Add(d)
 	for s.next(end) {
-		steps++
+		events++
 	}
 	s.now = end
-	return steps
+	return events
 }
 
 // RunUntil runs until cond holds, checked after each event, or limit has passed.
@@ -116,23 +121,36 @@ func (s *Sim) next(end time.Time) bool {
 	}
 	r := first.r
 	from.remove(r)
-	if from == &s.wakes {
+	switch g, isActor := r.(guarded); {
+	case from == &s.wakes:
 		r.poke()
-		return true
-	}
-	s.steps++
-	s.Note(uint64(s.now.UnixNano()))
-	s.trace.Write([]byte(r.label()))
-	again := r.runOnce()
-	if from == &s.hops {
-		if again {
-			s.hop(r)
-		}
-		if s.AfterStep != nil {
-			s.AfterStep(r.label())
-		}
+	case isActor && g.p.frozen:
+		g.p.held = append(g.p.held, g)
+	default:
+		s.step(r)
 	}
 	return true
+}
+
+// step runs r once and writes it into the trace.
+func (s *Sim) step(r runner) {
+	s.steps++
+	s.Note(uint64(s.now.UnixNano()))
+	g, isActor := r.(guarded)
+	if isActor {
+		s.Note(g.p.id)
+	}
+	s.trace.Write([]byte(r.label()))
+	again := r.runOnce()
+	if !isActor {
+		return
+	}
+	if again && !g.p.dead {
+		s.hop(r)
+	}
+	if s.AfterStep != nil {
+		s.AfterStep(r.label())
+	}
 }
 
 func (s *Sim) hop(r runner) {
@@ -143,31 +161,48 @@ func (s *Sim) hop(r runner) {
 // A Process is the executor of one simulated process: it has a clock of its own
 // and can be killed or paused.
 //
-// Invariant: after Kill no actor of the process runs again.
+// Invariants: after Kill no actor of the process runs again; between Freeze and
+// Thaw none runs; a wake-up is never early by the process's own clock, unless
+// SetRate came in between.
+//
+// Ownership: the Sim's goroutine.
 type Process struct {
 	sim    *Sim
+	id     uint64
 	rate   float64 // local seconds per global second
 	global time.Time
 	local  time.Time // the local time at global
 	frozen bool
 	dead   bool
-	held   []runner // scheduled while frozen
-	actors map[runner]struct{}
+	held   []guarded            // scheduled, and kept back since the process is frozen
+	actors map[guarded]struct{} // that may be in the Sim's hops or wakes: all that ever ran and are not done
 }
 
 // NewProcess returns a process whose clock runs at the given rate (1 is true time).
 func (s *Sim) NewProcess(rate float64) *Process {
-	return &Process{sim: s, rate: rate, global: s.now, local: s.now, actors: make(map[runner]struct{})}
+	checkRate(rate)
+	s.processes++
+	return &Process{sim: s, id: s.processes, rate: rate, global: s.now, local: s.now, actors: make(map[guarded]struct{})}
+}
+
+func checkRate(rate float64) {
+	if !(rate > 0) || math.IsInf(rate, 1) {
+		panic(fmt.Sprintf("actor: clock rate is %v, must be positive", rate))
+	}
 }
 
 // Now is the process's own clock.
-func (p *Process) Now() time.Time {
-	return p.local.Add(time.Duration(float64(p.sim.now.Sub(p.global)) * p.rate))
+func (p *Process) Now() time.Time { return p.at(p.sim.now) }
+
+// at is what the process's clock shows at a global time.
+func (p *Process) at(global time.Time) time.Time {
+	return p.local.Add(time.Duration(float64(global.Sub(p.global)) * p.rate))
 }
 
 // SetRate changes how fast the clock runs from now on. Wake-ups asked for before
-// keep their place.
+// keep their place in global time, so they may be early or late by the new clock.
 func (p *Process) SetRate(rate float64) {
+	checkRate(rate)
 	p.local, p.global, p.rate = p.Now(), p.sim.now, rate
 }
 
@@ -187,7 +222,7 @@ func (p *Process) Dead() bool { return p.dead }
 // Freeze stops the process as SIGSTOP does; time goes on.
 func (p *Process) Freeze() { p.frozen = true }
 
-// Thaw lets a frozen process go on.
+// Thaw lets a frozen process go on. Wake-ups that became due meanwhile are late.
 func (p *Process) Thaw() {
 	p.frozen = false
 	held := p.held
@@ -197,7 +232,7 @@ func (p *Process) Thaw() {
 	}
 }
 
-// frozenRunner puts a run off while its process is frozen.
+// run schedules r, or keeps it back while the process is frozen.
 func (p *Process) run(r runner) {
 	if p.dead {
 		return
@@ -210,29 +245,40 @@ func (p *Process) run(r runner) {
 	p.sim.hop(g)
 }
 
+// wakeAt translates from the process's clock to the simulator's.
 func (p *Process) wakeAt(r runner, at time.Time) {
 	if p.dead {
 		return
 	}
-	wait := time.Duration(float64(at.Sub(p.Now())) / p.rate)
+	global := p.sim.now
+	// More than once because of rounding: a step must not find that it was woken too
+	// early, and ask again for a time that is now.
+	for lack := at.Sub(p.Now()); lack > 0 && global.Sub(p.sim.now) < never; lack = at.Sub(p.at(global)) {
+		global = global.Add(time.Duration(min(math.Ceil(float64(lack)/p.rate), float64(never))))
+	}
 	p.sim.seq++
-	p.sim.wakes.set(p.guard(r), p.sim.now.Add(max(wait, 0)), p.sim.seq)
+	p.sim.wakes.set(p.guard(r), global, p.sim.seq)
 }
+
+// never is further ahead than any simulation gets, and far from overflow.
+const never = 100 * 365 * 24 * time.Hour
 
 func (p *Process) forget(r runner) {
 	if !p.dead {
-		p.sim.wakes.remove(p.guard(r))
+		g := guarded{p, r}
+		p.sim.wakes.remove(g)
+		delete(p.actors, g)
 	}
 }
 
 // guard is the runner under which the simulator knows r.
-func (p *Process) guard(r runner) runner {
+func (p *Process) guard(r runner) guarded {
 	g := guarded{p, r}
 	p.actors[g] = struct{}{}
 	return g
 }
 
-// guarded is a runner that respects its process's state.
+// guarded is an actor of a process, as a runner that the process's death stops.
 type guarded struct {
 	p *Process
 	r runner
@@ -240,16 +286,7 @@ type guarded struct {
 
 func (g guarded) label() string { return g.r.label() }
 
-func (g guarded) runOnce() bool {
-	if g.p.dead {
-		return false
-	}
-	if g.p.frozen {
-		g.p.held = append(g.p.held, g)
-		return false
-	}
-	return g.r.runOnce()
-}
+func (g guarded) runOnce() bool { return !g.p.dead && g.r.runOnce() }
 
 func (g guarded) poke() {
 	if !g.p.dead {

@@ -1,0 +1,40 @@
+package graft
+
+// ballot counts the yes-votes of one election, or the confirmations of one read round, against
+// the majority of a configuration; of both halves if it is joint.
+//
+// Ownership: its user's.
+type ballot struct {
+	conf, old Configuration
+	granted   map[PeerID]bool
+}
+
+func newBallot(e confEntry) ballot {
+	return ballot{conf: e.conf, old: e.old, granted: make(map[PeerID]bool, e.conf.Len())}
+}
+
+// grant counts a vote, once per peer, and reports whether the ballot is won.
+func (b *ballot) grant(p PeerID) bool {
+	b.granted[p.ID()] = true
+	return b.won()
+}
+
+func (b *ballot) won() bool {
+	return b.majority(b.conf) && (b.old.Empty() || b.majority(b.old))
+}
+
+// majority reports whether most voters of c said yes. A configuration without
+// voters never does.
+func (b *ballot) majority(c Configuration) bool {
+	voters, yes := 0, 0
+	for _, p := range c.peers {
+		if p.Role == Learner {
+			continue
+		}
+		voters++
+		if b.granted[p.ID()] {
+			yes++
+		}
+	}
+	return yes > voters/2
+}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// session is one client's connection. One goroutine reads commands and begins them, another writes the answers;
+// in between nobody waits, so that a client may have as many commands under way as the outbox allows.
+//
+// Ownership: the fields below "the reader's" are its own; name is read by CLIENT LIST too.
+type session struct {
+	r    *replica
+	conn net.Conn
+	id   int64
+	out  *outbox
+	seq  *sequencer
+	name atomic.Pointer[string]
+
+	// The reader's.
+	proto    int
+	readonly bool // READONLY was said: reads are served on a follower too
+	quit     bool // QUIT was said
+	frames   framer
+	args     [][]byte
+	op       op
+}
+
+const (
+	readBuffer  = 16 << 10 // to begin with
+	writeBuffer = 64 << 10 // written at once, unless a single answer is larger
+)
+
+func newSession(r *replica, conn net.Conn, id int64) *session {
+	s := &session{r: r, conn: conn, id: id, proto: 2, out: newOutbox(), seq: newSequencer()}
+	s.name.Store(new(string))
+	return s
+}
+
+// serve handles the connection until its end.
+func (s *session) serve() {
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		s.writeAll()
+	}()
+	if err := s.readAll(); err != nil {
+		s.reply(errorReply(err.Error()))
+	}
+	s.out.finish()
+	<-written
+	s.close()
+}
+
+// close ends the connection at once; whoever waits for it is let go.
+func (s *session) close() {
+	s.conn.Close()
+	s.out.abandon()
+	s.seq.close()
+}
+
+// readAll begins the commands that come in, until the client says goodbye or goes away. An error is for the client
+// to know.
+func (s *session) readAll() error {
+	buf := make([]byte, readBuffer)
+	start, end := 0, 0
+	for !s.quit {
+		args, size, err := s.frames.next(buf[start:end], s.args)
+		if err != nil {
+			return err
+		}
+		if size > 0 {
+			start += size
+			if len(args) > 0 {
+				s.args = args
+				s.dispatch(args)
+			}
+			continue
+		}
+		buf, start, end = makeRoom(buf, start, end)
+		n, err := s.conn.Read(buf[end:])
+		end += n
+		if err != nil && n == 0 {
+			return nil // end of file, or the connection broke
+		}
+	}
+	return nil
+}
+
+// makeRoom moves or copies buf[start:end] so that more can be read behind it. A buffer that one large command made
+// grow is given back after it.
+func makeRoom(buf []byte, start, end int) (roomy []byte, newStart, newEnd int) {
+	kept := end - start
+	switch {
+	case kept == 0 && len(buf) > 1<<20:
+		return make([]byte, readBuffer), 0, 0
+	case kept > len(buf)/2:
+		roomy = make([]byte, 2*len(buf))
+		copy(roomy, buf[start:end])
+		return roomy, 0, kept
+	case start > 0:
+		copy(buf, buf[start:end])
+	}
+	return buf, 0, kept
+}
+
+// writeAll writes the answers, as many at once as are there.
+func (s *session) writeAll() {
+	var slots []outSlot
+	var buf []byte
+	for ok := true; ok; {
+		if slots, ok = s.out.take(slots[:0]); !ok {
+			return
+		}
+		for i, slot := range slots {
+			buf = slot.reply.encode(buf, int(slot.proto))
+			if len(buf) < writeBuffer && i < len(slots)-1 {
+				continue
+			}
+			if _, err := s.conn.Write(buf); err != nil {
+				s.close()
+				return
+			}
+			if buf = buf[:0]; cap(buf) > 4*writeBuffer {
+				buf = nil
+			}
+		}
+		clear(slots)
+	}
+}
+
+// reply answers the current command at once.
+func (s *session) reply(r *reply) {
+	if number, ok := s.out.reserve(s.proto); ok {
+		s.out.answer(number, r)
+	}
+}
+
+// dispatch begins one command.
+func (s *session) dispatch(args [][]byte) {
+	cmd := findCommand(args[0])
+	switch {
+	case cmd == nil:
+		s.reply(unknownCommand(args))
+	case (cmd.arity > 0 && len(args) != cmd.arity) || len(args) < -cmd.arity:
+		s.reply(errorReply("ERR wrong number of arguments for '" + cmd.name + "' command"))
+	case cmd.local != nil:
+		r := cmd.local(s, args) // may change the protocol's version, HELLO's own answer included
+		s.reply(r)
+	default:
+		s.dispatchKeys(cmd, args)
+	}
+}
+
+// dispatchKeys begins a command that reads or writes the keyspace.
+func (s *session) dispatchKeys(cmd *command, args [][]byte) {
+	slot := 0 // of a command without keys; MOVED needs one
+	for i, key := range cmd.keys(args) {
+		if len(key) > maxKey {
+			s.reply(replyKeyLong)
+			return
+		}
+		if i == 0 {
+			slot = slotOf(key)
+		}
+	}
+	if cmd.write != nil {
+		s.op = op{args: s.op.args[:0]}
+		if refused := cmd.write(s, &s.op, args); refused != nil {
+			s.reply(refused)
+			return
+		}
+		if moved := s.r.redirect(slot); moved != nil {
+			s.reply(moved)
+			return
+		}
+		s.beginWrite(slot)
+		return
+	}
+	query, refused := cmd.read(args)
+	if refused == nil && !s.readonly {
+		refused = s.r.redirect(slot)
+	}
+	if refused != nil {
+		s.reply(refused)
+		return
+	}
+	s.beginRead(slot, query)
+}
+
+// write is a proposal under way. It is pooled, with its closure, so that a write costs no allocation but the
+// library's.
+type write struct {
+	s      *session
+	number uint64
+	slot   int
+	data   []byte
+	done   func(result any, err error)
+}
+
+var writes = sync.Pool{New: func() any {
+	w := new(write)
+	w.done = w.settle
+	return w
+}}
+
+// maxPooledWrite keeps single large values from staying in the pool.
+const maxPooledWrite = 16 << 10
+
+// beginWrite proposes s.op.
+func (s *session) beginWrite(slot int) {
+	if !s.seq.beginWrite() {
+		return
+	}
+	number, ok := s.out.reserve(s.proto)
+	if !ok {
+		s.seq.endWrite()
+		return
+	}
+	w := writes.Get().(*write)
+	w.s, w.number, w.slot = s, number, slot
+	w.data = s.op.append(w.data[:0])
+	s.r.propose(w.data, w.done)
+}
+
+// settle answers the command with what has become of the proposal.
+func (w *write) settle(result any, err error) {
+	s, number := w.s, w.number
+	var r *reply
+	if err != nil {
+		r = s.r.refusal(err, w.slot)
+	} else {
+		r = result.(*reply)
+	}
+	w.s = nil
+	if cap(w.data) > maxPooledWrite {
+		w.data = nil
+	}
+	writes.Put(w)
+	s.out.answer(number, r)
+	s.seq.endWrite()
+}
+
+// beginRead carries out a query once this replica has confirmed that it knows everything that was acknowledged.
+func (s *session) beginRead(slot int, query func(*keyspace) *reply) {
+	number, ok := s.out.reserve(s.proto)
+	if !ok {
+		return
+	}
+	s.seq.beginRead()
+	s.r.node.ReadIndexAsync(func(_ int64, err error) {
+		if err != nil {
+			s.out.answer(number, s.r.refusal(err, slot))
+			s.seq.endRead()
+			return
+		}
+		s.seq.confirm(func() {
+			s.out.answer(number, s.r.machine.read(query))
+			s.seq.endRead()
+		})
+	})
+}
+
+// unknownCommand is Redis's answer to a name that it does not know.
+func unknownCommand(args [][]byte) *reply {
+	var b strings.Builder
+	fmt.Fprintf(&b, "ERR unknown command '%.128s', with args beginning with: ", args[0])
+	for _, arg := range args[1:] {
+		if b.Len() > 128 {
+			break
+		}
+		fmt.Fprintf(&b, "'%.128s' ", arg)
+	}
+	return errorReply(b.String())
+}

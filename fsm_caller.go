@@ -1,0 +1,423 @@
+package graft
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/graft-raft/graft/internal/actor"
+	"github.com/graft-raft/graft/internal/entry"
+)
+
+// fsmCaller applies committed entries to the user's StateMachine and runs the
+// closures that wait for them (braft: FSMCaller and ClosureQueue).
+//
+// Invariants: applied <= the commit index; closures are contiguous, the first one
+// belongs to an index above applied; each runs once. OnLeaderStart and OnLeaderStop
+// alternate.
+//
+// Ownership: its actor owns what is not guarded by mu. The node adds closures and
+// commits; mu is a leaf lock, user code runs without it.
+type fsmCaller struct {
+	a     *actor.Actor[fsmEvent]
+	fsm   StateMachine
+	log   *logManager
+	group string
+	fail  func(err error) // tells the node that the state machine has failed
+	// onApplied is told of each batch: entries and bytes of proposals of this node that were settled.
+	release func(entries, bytes int64)
+
+	applied     atomic.Int64
+	appliedTerm atomic.Int64
+
+	mu        sync.Mutex // guards the following
+	committed int64
+	posted    bool // a step is on its way that will see committed
+	closures  []closureRun
+	waiters   []appliedWaiter
+	dead      error // nothing is applied any more
+
+	// The actor's own.
+	batches  []entry.Batch
+	err      error
+	leading  int64 // the term of the last OnLeaderStart, until OnLeaderStop
+	leadAt   int64 // the index at whose application leadership starts
+	leadTerm int64
+	closed   bool
+	cur      closureRun
+}
+
+// fsmEvent is something to do once everything up to an index is applied.
+type fsmEvent struct {
+	upto int64
+	run  func()
+}
+
+// closureRun is what the entries from first on get when they are settled.
+type closureRun struct {
+	first int64
+	done  []func(any, error)
+	bytes int64
+}
+
+// appliedWaiter waits until an index is applied.
+type appliedWaiter struct {
+	index int64
+	done  func(index int64, err error)
+}
+
+// applyBytes is how much is handed to OnApply at once, so that other events get their turn.
+const applyBytes = 1 << 20
+
+func newFSMCaller(exec actor.Executor, fsm StateMachine, log *logManager, group string) *fsmCaller {
+	f := &fsmCaller{fsm: fsm, log: log, group: group}
+	f.a = actor.New(exec, "fsm", f.step)
+	return f
+}
+
+// post queues an event behind everything that is committed so far.
+func (f *fsmCaller) post(event func()) {
+	f.mu.Lock()
+	upto := f.committed
+	f.mu.Unlock()
+	f.a.Post(fsmEvent{upto, event})
+}
+
+// settle is post for callbacks that must run even when the state machine is shut down.
+func (f *fsmCaller) settle(callbacks func()) {
+	if !f.a.Post(fsmEvent{0, callbacks}) {
+		callbacks()
+	}
+}
+
+// commit says that entries up to index are committed. Any goroutine may call it; a lower
+// index than before is ignored.
+func (f *fsmCaller) commit(index int64) {
+	f.mu.Lock()
+	if index <= f.committed {
+		f.mu.Unlock()
+		return
+	}
+	f.committed = index
+	wake := !f.posted
+	f.posted = true
+	f.mu.Unlock()
+	if wake {
+		f.a.Post(fsmEvent{})
+	}
+}
+
+// addClosures registers who waits for the entries from first on.
+func (f *fsmCaller) addClosures(run closureRun) {
+	f.mu.Lock()
+	f.closures = append(f.closures, run)
+	f.mu.Unlock()
+}
+
+// failClosures settles everybody who waits for an entry that is not committed.
+func (f *fsmCaller) failClosures(err error) {
+	f.post(func() {
+		f.mu.Lock()
+		runs := f.closures
+		f.closures = nil
+		f.mu.Unlock()
+		if f.cur.done != nil {
+			runs = append([]closureRun{f.cur}, runs...)
+			f.cur = closureRun{}
+		}
+		for _, run := range runs {
+			for _, done := range run.done {
+				if done != nil {
+					f.guard("done", func() { done(nil, err) })
+				}
+			}
+			f.release(int64(len(run.done)), run.bytes)
+		}
+	})
+}
+
+// waitApplied calls done once index is applied. If it is already, on this goroutine.
+func (f *fsmCaller) waitApplied(index int64, done func(int64, error)) {
+	if f.applied.Load() < index {
+		f.mu.Lock()
+		dead := f.dead
+		switch {
+		case f.applied.Load() >= index:
+			dead = nil
+		case dead == nil:
+			f.waiters = append(f.waiters, appliedWaiter{index, done})
+			f.mu.Unlock()
+			return
+		}
+		f.mu.Unlock()
+		if dead != nil {
+			done(0, dead)
+			return
+		}
+	}
+	done(index, nil)
+}
+
+// die fails everybody who waits for more to be applied, now and later.
+func (f *fsmCaller) die(err error) {
+	f.mu.Lock()
+	if f.dead == nil {
+		f.dead = err
+	}
+	f.mu.Unlock()
+	f.wakeWaiters(err)
+}
+
+// wakeWaiters runs those whose index is applied; all of them if err is set.
+func (f *fsmCaller) wakeWaiters(err error) {
+	f.mu.Lock()
+	if len(f.waiters) == 0 {
+		f.mu.Unlock()
+		return
+	}
+	applied := f.applied.Load()
+	var ready []appliedWaiter
+	rest := f.waiters[:0]
+	for _, w := range f.waiters {
+		if err != nil || w.index <= applied {
+			ready = append(ready, w)
+		} else {
+			rest = append(rest, w)
+		}
+	}
+	clear(f.waiters[len(rest):])
+	f.waiters = rest
+	f.mu.Unlock()
+	for _, w := range ready {
+		if w.index > applied {
+			w.done(0, err)
+		} else {
+			w.done(w.index, nil)
+		}
+	}
+}
+
+func (f *fsmCaller) step(_ time.Time, batch []fsmEvent) time.Time {
+	for _, event := range batch {
+		if event.run == nil {
+			continue
+		}
+		if !f.closed {
+			f.applyUpTo(event.upto)
+		}
+		event.run()
+	}
+	if !f.closed {
+		f.mu.Lock()
+		target := f.committed
+		f.posted = false
+		f.mu.Unlock()
+		f.applyUpTo(target)
+	}
+	return time.Time{}
+}
+
+// applyUpTo applies the entries up to target, which are committed.
+func (f *fsmCaller) applyUpTo(target int64) {
+	for f.err == nil && f.applied.Load() < target {
+		next := f.applied.Load() + 1
+		var err error
+		f.batches, err = f.log.entries(f.batches, next, applyBytes)
+		if err == nil && len(f.batches) == 0 {
+			err = errors.New("committed entries are missing")
+		}
+		if err != nil {
+			f.broken(&Error{Code: ErrIO, Op: "read log", Group: f.group, Index: next, Err: err})
+			return
+		}
+		for _, b := range f.batches {
+			if f.err != nil || f.applied.Load() >= target {
+				break
+			}
+			f.applyBatch(b, target)
+		}
+		clear(f.batches)
+		f.wakeWaiters(nil)
+	}
+}
+
+// applyBatch applies a batch up to index upto.
+func (f *fsmCaller) applyBatch(b entry.Batch, upto int64) {
+	it := &Iterator{f: f, it: b.Iter(), upto: upto}
+	for f.err == nil {
+		before := it.it
+		e, ok := it.it.Next()
+		if !ok || e.Index > upto {
+			return
+		}
+		if e.Type == entry.Data {
+			it.it = before
+			f.callApply(it)
+			continue
+		}
+		f.applyOther(e)
+	}
+}
+
+// callApply lets the state machine apply the DATA entries that come next.
+func (f *fsmCaller) callApply(it *Iterator) {
+	start := f.applied.Load()
+	it.stopped = false
+	ok := f.guard("OnApply", func() { f.fsm.OnApply(it) })
+	switch {
+	case !ok:
+	case it.err != nil:
+		f.rollBack(it)
+		return
+	default:
+		it.settle()
+		if f.applied.Load() == start {
+			f.broken(&Error{Code: ErrStateMachine, Op: "apply", Group: f.group, Index: start + 1,
+				Err: errors.New("OnApply returned without taking an entry")})
+		}
+		return
+	}
+	f.unsettled(it)
+}
+
+// rollBack takes back what Iterator.Rollback asked for.
+func (f *fsmCaller) rollBack(it *Iterator) {
+	f.applied.Store(max(it.cur.Index-int64(it.undone), 0))
+	f.broken(it.err)
+	f.unsettled(it)
+}
+
+// unsettled tells the proposer of the entry at which a state machine failed.
+func (f *fsmCaller) unsettled(it *Iterator) {
+	done := it.done
+	it.done, it.valid = nil, false
+	if done != nil {
+		f.guard("done", func() {
+			done(nil, &Error{Code: ErrUnknownOutcome, Op: "apply", Group: f.group, Index: it.cur.Index, Err: f.err})
+		})
+	}
+}
+
+// applyOther applies an entry that is not the user's.
+func (f *fsmCaller) applyOther(e entry.Entry) {
+	if done := f.takeDone(e.Index); done != nil {
+		defer done(nil, nil)
+	}
+	if e.Type == entry.Configuration {
+		conf, err := parseConfEntry(entry.ConfMark{Index: e.Index, Meta: e.Meta})
+		if err != nil {
+			f.broken(&Error{Code: ErrCorrupt, Op: "apply", Group: f.group, Index: e.Index, Err: err})
+			return
+		}
+		if !conf.joint() && !f.guard("OnConfigurationCommitted", func() { f.fsm.OnConfigurationCommitted(conf.conf, e.Index) }) {
+			return
+		}
+	}
+	f.appliedOne(e.Index, e.Term)
+	if f.leadAt != 0 && e.Index >= f.leadAt {
+		f.leading, f.leadAt = f.leadTerm, 0
+		f.guard("OnLeaderStart", func() { f.fsm.OnLeaderStart(f.leading) })
+	}
+}
+
+func (f *fsmCaller) appliedOne(index, term int64) {
+	f.applied.Store(index)
+	if f.appliedTerm.Load() != term {
+		f.appliedTerm.Store(term)
+	}
+}
+
+// takeDone returns who waits for the entry at index, nil if nobody does. Indexes
+// only grow between calls.
+func (f *fsmCaller) takeDone(index int64) func(any, error) {
+	for {
+		if n := index - f.cur.first; f.cur.done != nil && n < int64(len(f.cur.done)) {
+			if n < 0 {
+				return nil
+			}
+			done := f.cur.done[n]
+			f.cur.done[n] = nil
+			if n == int64(len(f.cur.done))-1 {
+				f.release(n+1, f.cur.bytes)
+				f.cur = closureRun{}
+			}
+			return done
+		}
+		f.mu.Lock()
+		if len(f.closures) == 0 || f.closures[0].first > index {
+			f.mu.Unlock()
+			return nil
+		}
+		f.cur = f.closures[0]
+		f.closures[0] = closureRun{}
+		f.closures = f.closures[1:]
+		f.mu.Unlock()
+	}
+}
+
+// leaderStart arranges for OnLeaderStart once the leader's first own entry, at
+// index, is applied.
+func (f *fsmCaller) leaderStart(term, index int64) {
+	f.post(func() { f.leadTerm, f.leadAt = term, index })
+}
+
+// leaderStop ends a leadership; OnLeaderStop follows only an OnLeaderStart.
+func (f *fsmCaller) leaderStop(reason error) {
+	f.post(func() {
+		f.leadAt = 0
+		if f.leading != 0 {
+			f.leading = 0
+			f.guard("OnLeaderStop", func() { f.fsm.OnLeaderStop(reason) })
+		}
+	})
+}
+
+// broken stops applying for good.
+func (f *fsmCaller) broken(err error) {
+	if f.err != nil {
+		return
+	}
+	f.err = err
+	f.die(&Error{Code: ErrNodeFailed, Op: "read index", Group: f.group, Err: err})
+	f.fail(err)
+}
+
+// reportError calls OnError, for a failure of any part of the node.
+func (f *fsmCaller) reportError(err error) {
+	f.post(func() {
+		if f.err == nil {
+			f.err = err
+			f.die(&Error{Code: ErrNodeFailed, Op: "read index", Group: f.group, Err: err})
+		}
+		f.guard("OnError", func() { f.fsm.OnError(err) })
+	})
+}
+
+// shutdown makes OnShutdown the last call and calls done after it.
+func (f *fsmCaller) shutdown(done func()) {
+	f.post(func() {
+		f.guard("OnShutdown", f.fsm.OnShutdown)
+		f.closed = true
+		f.die(&Error{Code: ErrShutdown, Op: "read index", Group: f.group})
+		done()
+	})
+	f.a.Close()
+}
+
+// guard runs user code. A panic there stops the node, not the process.
+func (f *fsmCaller) guard(what string, call func()) (ok bool) {
+	defer func() {
+		if ok {
+			return
+		}
+		if v := recover(); v != nil {
+			f.broken(&Error{Code: ErrStateMachine, Op: what, Group: f.group, Index: f.applied.Load(),
+				Err: fmt.Errorf("panic: %v\n%s", v, debug.Stack())})
+		}
+	}()
+	call()
+	return true
+}

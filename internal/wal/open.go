@@ -1,0 +1,338 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/graft-raft/graft/internal/vfs"
+)
+
+// Open opens the log in o.Dir, or makes an empty one if the directory does not exist or is
+// empty. FORMAT.md describes what it does with what it finds.
+func Open(o Options) (*Store, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	if err := makeDir(o.FS, o.Dir); err != nil {
+		return nil, err
+	}
+	lock, err := o.FS.Lock(filepath.Join(o.Dir, lockName))
+	if errors.Is(err, vfs.ErrLocked) {
+		return nil, fmt.Errorf("%w: %s is in use by another process, or twice by this one: %w", ErrIdentity, o.Dir, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{o: o, lock: lock, groups: make(map[string]*Group), number: 1}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return s, nil
+}
+
+// makeDir makes a directory whose name is durable, and so are those of its new parents.
+func makeDir(fs vfs.FS, dir string) error {
+	var parents []string
+	for d := filepath.Clean(dir); ; {
+		_, err := fs.Stat(d)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		parent := filepath.Dir(d)
+		parents = append(parents, parent)
+		if parent == d {
+			break
+		}
+		d = parent
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range parents {
+		if err := fs.SyncDir(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open recovers what is there, seals its end and begins a new segment.
+func (s *Store) open() error {
+	names, err := s.o.FS.ReadDir(s.o.Dir)
+	if err != nil {
+		return err
+	}
+	if err := s.identify(names); err != nil {
+		return err
+	}
+	files, err := s.readHeads(names)
+	if err != nil {
+		return err
+	}
+	k := newKeeper(s)
+	s.keeper = k
+	for _, f := range files {
+		k.next = max(k.next, f.seq)
+	}
+	rec := recovery{s: s, files: files, numbers: make(map[uint64]*Group)}
+	end, err := rec.run()
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if !f.inLog {
+			k.blanks = append(k.blanks, blank{path: s.segmentPath(f.seq), size: f.size, written: f.head.written && f.headOK})
+		}
+	}
+	if err := s.begin(end); err != nil {
+		return err
+	}
+	for range s.o.InFlight {
+		l := newLane(s)
+		s.lanes = append(s.lanes, l)
+		s.idle = append(s.idle, l)
+	}
+	k.a.Post(keepWork)
+	return nil
+}
+
+// identify checks whose directory it is, or makes it this host's if it is new.
+func (s *Store) identify(names []string) error {
+	segments := 0
+	for _, n := range names {
+		if _, ok := parseSegmentName(n); ok {
+			segments++
+		}
+	}
+	b, err := readFile(s.o.FS, filepath.Join(s.o.Dir, identityName))
+	switch {
+	case errors.Is(err, os.ErrNotExist) && segments == 0:
+		s.id = identity{store: max(s.o.Rand(), 1), address: s.o.Identity}
+		return s.writeIdentity(s.id)
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: %s holds %d log segments and no file %q: part of it was lost; "+
+			"restore it, or remove this member from its groups and add it again with an empty directory",
+			ErrIdentity, s.o.Dir, segments, identityName)
+	case err != nil:
+		return err
+	}
+	id, err := parseIdentity(b)
+	if errors.Is(err, ErrVersion) {
+		return fmt.Errorf("%s: %w", filepath.Join(s.o.Dir, identityName), err)
+	}
+	if err != nil {
+		return &CorruptError{File: filepath.Join(s.o.Dir, identityName), Reason: err.Error()}
+	}
+	if id.address != s.o.Identity {
+		return fmt.Errorf("%w: %s belongs to %s, this is %s: start it under its own address, or use another directory",
+			ErrIdentity, s.o.Dir, id.address, s.o.Identity)
+	}
+	if id.segment != 0 && segments == 0 {
+		return fmt.Errorf("%w: %s has lost its log segments (the newest was begun as %s)", ErrIdentity, s.o.Dir, segmentName(id.segment))
+	}
+	s.id = id
+	return nil
+}
+
+func readFile(fs vfs.FS, name string) (b []byte, err error) {
+	f, err := fs.OpenFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if size > 1<<20 {
+		return nil, &CorruptError{File: name, Reason: fmt.Sprintf("it has %d bytes", size)}
+	}
+	b = make([]byte, size)
+	n, err := f.ReadAt(b, 0)
+	if err == io.EOF {
+		err = nil
+	}
+	return b[:n], err
+}
+
+// writeIdentity replaces the identity, atomically and durably.
+func (s *Store) writeIdentity(id identity) error {
+	temp := filepath.Join(s.o.Dir, identityTemp)
+	f, err := s.o.FS.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(id.encode(), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := s.o.FS.Rename(temp, filepath.Join(s.o.Dir, identityName)); err != nil {
+		return err
+	}
+	return s.o.FS.SyncDir(s.o.Dir)
+}
+
+// segFile is a file with a segment's name.
+type segFile struct {
+	seq    uint64
+	size   int64
+	head   segmentHead
+	headOK bool // the header is this file's own
+	first  bool // and a valid first batch stands behind it
+	start  record
+	inLog  bool
+}
+
+// readHeads reads the beginning of each file with a segment's name, in the order of their
+// numbers.
+func (s *Store) readHeads(names []string) ([]*segFile, error) {
+	var files []*segFile
+	for _, n := range names {
+		seq, ok := parseSegmentName(n)
+		if !ok {
+			continue
+		}
+		f := &segFile{seq: seq}
+		if err := s.readHead(f); err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	slices.SortFunc(files, func(a, b *segFile) int { return int(int64(a.seq) - int64(b.seq)) })
+	return files, nil
+}
+
+func (s *Store) readHead(f *segFile) (err error) {
+	path := s.segmentPath(f.seq)
+	file, err := s.o.FS.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if f.size, err = file.Size(); err != nil {
+		return err
+	}
+	w := window{file: file, path: path, size: f.size, chunk: 2 * block}
+	b, err := w.bytes(0, segmentHeadSize)
+	if err != nil {
+		return err
+	}
+	head, herr := parseSegmentHead(b)
+	if errors.Is(herr, ErrVersion) {
+		return fmt.Errorf("%s: %w", path, herr)
+	}
+	f.head = head
+	f.headOK = herr == nil && head.store == s.id.store && head.seq == f.seq
+	if !f.headOK {
+		return s.checkStray(f, &w, path, herr)
+	}
+	h, body, berr := w.batch(firstBatchOffset, f.seq, f.head.inc)
+	var corrupt *CorruptError
+	if errors.As(berr, &corrupt) {
+		return nil // no first batch
+	}
+	if berr != nil {
+		return berr
+	}
+	if h.kind != kindFirst {
+		return nil
+	}
+	for at, i := 0, uint32(0); i < h.records; i++ {
+		var r record
+		if _, err := parseRecord(body[at:], &r); err != nil {
+			return nil
+		}
+		if i == 0 {
+			if r.typ != recStart {
+				return nil
+			}
+			f.start = r
+		}
+		at += r.size
+	}
+	f.first = h.records > 0
+	return nil
+}
+
+// checkStray refuses a file without a header of its own whose content is a segment of the log
+// by the first batch.
+func (s *Store) checkStray(f *segFile, w *window, path string, herr error) error {
+	if herr == nil {
+		return nil // another life's header: the recycling was interrupted
+	}
+	b, err := w.bytes(firstBatchOffset, batchHeadSize)
+	if err != nil {
+		return err
+	}
+	if h, ok := parseBatchHead(b); ok && h.kind == kindFirst && h.pos == position(f.seq, firstBatchOffset) {
+		return &CorruptError{File: path, Reason: herr.Error()}
+	}
+	return nil
+}
+
+// begin seals the log's end and makes the segment that goes on behind it, all durably.
+func (s *Store) begin(prevEnd uint64) error {
+	k := s.keeper
+	m, err := k.begin()
+	if err != nil {
+		if isSpace(err) {
+			return fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
+		return err
+	}
+	if err := k.finish(m); err != nil {
+		return err
+	}
+	s.id.opening++
+	s.id.segment = m.seg.seq
+	s.enter(m.seg)
+	first := s.firstFlight(prevEnd)
+	if need := firstBatchOffset + first.need(); need > m.seg.size {
+		if err := s.grow(m.seg, need); err != nil {
+			return err
+		}
+	}
+	m.seg.firstEnd = firstBatchOffset + first.need()
+	s.durable = position(m.seg.seq, firstBatchOffset) // all before is, or recovery would have failed
+	s.place(first)
+	w := writer{fs: s.o.FS}
+	err = w.write(first)
+	if err == nil {
+		err = w.file.Sync()
+	}
+	if err = errors.Join(err, w.close()); err != nil {
+		return err
+	}
+	s.ring.pop()
+	s.durable = position(m.seg.seq, s.off)
+	s.stats = counters{}
+	for _, g := range s.order {
+		g.repin()
+	}
+	return s.writeIdentity(s.id)
+}
+
+// grow enlarges a segment that has no batch yet.
+func (s *Store) grow(seg *segment, size int64) (err error) {
+	file, err := s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := file.Preallocate(seg.size, size-seg.size); err != nil {
+		return err
+	}
+	seg.size = size
+	return file.Sync()
+}

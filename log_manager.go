@@ -1,0 +1,466 @@
+package graft
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"sync"
+
+	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wal"
+)
+
+// LogStorage is where a group keeps its entries, term and vote. What is submitted
+// takes effect for Read at once; done functions run once each, in the order of
+// submission, must not block, and get nil when the record is durable. The store
+// that all groups of a Host share is the implementation (braft: LogStorage and
+// RaftMetaStorage in one, so that they share their syncs).
+type LogStorage interface {
+	Recovered() wal.Recovered
+	Append(b entry.Batch, commit int64, done func(error))
+	TruncateSuffix(last int64, done func(error))
+	TruncatePrefix(first, prevTerm int64, done func(error))
+	SaveHardState(h wal.HardState, commit int64, done func(error))
+	Read(first int64, maxBytes int) (entry.Batch, error)
+}
+
+// logManager is a node's log: where each entry is, what term it has, which
+// configuration governs it. The newest entries are in memory, all are in storage.
+//
+// Invariants: first-1 <= last; cache, when not empty, is contiguous, ends at last and
+// holds everything above durable; epoch changes at truncation only, so that a
+// completion of a truncated write never counts.
+//
+// Ownership: the node's actor alone changes the log. Replicators and the FSM caller read it,
+// storage completes into it. mu is a leaf lock: storage is called without it.
+type logManager struct {
+	store    LogStorage
+	maxCache int
+	// onDurable is told how far the log is durable, on a storage goroutine. lead is
+	// the term that the node led when that was established, 0 if none; acks are the answers that waited for it.
+	onDurable func(index, lead int64, acks []pendingAck)
+	// onError is told of a failed write, on a storage goroutine.
+	onError func(err error)
+
+	mu         sync.Mutex
+	first      int64
+	last       int64
+	prevTerm   int64 // of entry first-1
+	runs       []entry.TermRun
+	confs      confHistory
+	cache      []entry.Batch
+	cacheBytes int
+	durable    int64
+	epoch      uint64
+	acks       []pendingAck
+	lead       int64 // the term in which the node leads; set under mu, see written
+
+	// What storage refused for want of space is submitted again later; until then
+	// it lives in the cache.
+	submitted int64
+	attempt   uint64
+	refused   bool
+}
+
+// pendingAck is a follower's answer that waits until its entries are durable.
+type pendingAck struct {
+	index int64
+	term  int64
+	req   *rpc.Request
+}
+
+func newLogManager(store LogStorage, initial Configuration, maxCache int) (*logManager, error) {
+	r := store.Recovered()
+	l := &logManager{
+		store: store, maxCache: maxCache,
+		first: r.First, last: r.Last, prevTerm: r.PrevTerm, runs: r.Runs,
+		durable: r.Last, submitted: r.Last,
+	}
+	if r.Last == 0 {
+		l.confs.base = confEntry{conf: initial}
+	}
+	for _, m := range r.Confs {
+		e, err := parseConfEntry(m)
+		if err != nil {
+			return nil, fmt.Errorf("configuration entry %d: %w", m.Index, err)
+		}
+		l.confs.append(e)
+	}
+	return l, nil
+}
+
+// bounds returns the first and last index; the log is empty when last is first-1.
+func (l *logManager) bounds() (first, last int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.first, l.last
+}
+
+func (l *logManager) lastIndex() int64 { _, last := l.bounds(); return last }
+
+// durableIndex returns how far the log is durable on this node.
+func (l *logManager) durableIndex() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.durable
+}
+
+// tail returns the end of the log as accepted, durable or not: whoever compares it with a
+// candidate's counts what this node may yet acknowledge.
+func (l *logManager) tail() (term, index int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.termLocked(l.last), l.last
+}
+
+// term returns the term of an entry, 0 if the log does not hold it (nor knows it
+// as the one before its first).
+func (l *logManager) term(index int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.termLocked(index)
+}
+
+func (l *logManager) termLocked(index int64) int64 {
+	if index == l.first-1 {
+		return l.prevTerm
+	}
+	if index < l.first || index > l.last {
+		return 0
+	}
+	i := sort.Search(len(l.runs), func(i int) bool { return l.runs[i].First > index }) - 1
+	if i < 0 {
+		return 0
+	}
+	return l.runs[i].Term
+}
+
+// firstOfTerm returns the first index from which on entries have the term that the entry at
+// index has.
+func (l *logManager) firstOfTerm(index int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := sort.Search(len(l.runs), func(i int) bool { return l.runs[i].First > index }) - 1
+	if i < 0 {
+		return l.first
+	}
+	return max(l.runs[i].First, l.first)
+}
+
+// lastUpToTerm returns the last index not behind limit whose entry has a term not above term, or the
+// one before the log.
+func (l *logManager) lastUpToTerm(limit, term int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	index := min(limit, l.last)
+	for i := len(l.runs) - 1; i >= 0; i-- {
+		run := l.runs[i]
+		if run.First > index {
+			continue
+		}
+		if run.Term <= term {
+			return index
+		}
+		index = run.First - 1
+	}
+	return max(index, l.first-1)
+}
+
+// conf returns the configuration in force, which is the latest in the log.
+func (l *logManager) conf() confEntry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.confs.last()
+}
+
+// confsAround returns the configuration in force and the one before it, if there is one.
+func (l *logManager) confsAround() (last, previous confEntry, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	previous, ok = l.confs.previous()
+	return l.confs.last(), previous, ok
+}
+
+// append adds a checked batch at the end. Durability is reported through onDurable.
+func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) error {
+	confs := make([]confEntry, 0, len(sum.Confs))
+	for _, m := range sum.Confs {
+		e, err := parseConfEntry(m)
+		if err != nil {
+			return fmt.Errorf("configuration entry %d: %w", m.Index, err)
+		}
+		confs = append(confs, e)
+	}
+	l.mu.Lock()
+	if b.First != l.last+1 {
+		l.mu.Unlock()
+		return fmt.Errorf("entries from %d after %d", b.First, l.last)
+	}
+	l.last = b.Last()
+	if n := len(l.runs); n == 0 || l.runs[n-1].Term != sum.FirstTerm {
+		l.runs = append(l.runs, entry.TermRun{First: b.First, Term: sum.FirstTerm})
+	}
+	if len(sum.Runs) > 1 {
+		l.runs = append(l.runs, sum.Runs[1:]...)
+	}
+	for _, e := range confs {
+		l.confs.append(e)
+	}
+	l.cache = append(l.cache, b)
+	l.cacheBytes += b.Size()
+	l.evict()
+	submit := !l.refused
+	if submit {
+		l.submitted = b.Last()
+	}
+	epoch, attempt := l.epoch, l.attempt
+	l.mu.Unlock()
+	if submit {
+		l.submit(b, commit, epoch, attempt)
+	}
+	return nil
+}
+
+func (l *logManager) submit(b entry.Batch, commit int64, epoch, attempt uint64) {
+	first, last := b.First, b.Last()
+	l.store.Append(b, commit, func(err error) { l.written(epoch, attempt, first, last, err) })
+}
+
+// written takes note that a write is durable, or is not.
+func (l *logManager) written(epoch, attempt uint64, first, last int64, err error) {
+	if err != nil {
+		l.notWritten(epoch, attempt, first, err)
+		return
+	}
+	l.mu.Lock()
+	if epoch != l.epoch || last <= l.durable {
+		l.mu.Unlock()
+		return
+	}
+	l.durable = last
+	l.evict()
+	// Both belong to the log as it is now: a truncation after this moment must not
+	// have its indexes taken for acknowledged.
+	lead, acks := l.lead, l.takeAcks(last)
+	l.mu.Unlock()
+	l.onDurable(last, lead, acks)
+}
+
+// setLead says in which term the node leads, 0 for none.
+func (l *logManager) setLead(term int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lead = term
+}
+
+func (l *logManager) notWritten(epoch, attempt uint64, first int64, err error) {
+	if !errors.Is(err, wal.ErrNoSpace) && !errors.Is(err, wal.ErrOrder) {
+		l.onError(err)
+		return
+	}
+	l.mu.Lock()
+	if epoch == l.epoch && attempt == l.attempt && (!l.refused || first-1 < l.submitted) {
+		l.refused = true
+		l.submitted = first - 1
+	}
+	l.mu.Unlock()
+	l.onError(err)
+}
+
+// retry submits again what storage refused. It reports whether there was anything.
+func (l *logManager) retry(commit int64) bool {
+	l.mu.Lock()
+	if !l.refused {
+		l.mu.Unlock()
+		return false
+	}
+	var again []entry.Batch
+	for _, b := range l.cache {
+		if b.Last() > l.submitted {
+			again = append(again, b.From(l.submitted+1))
+		}
+	}
+	l.refused = false
+	l.submitted = l.last
+	l.attempt++
+	epoch, attempt := l.epoch, l.attempt
+	l.mu.Unlock()
+	for _, b := range again {
+		l.submit(b, commit, epoch, attempt)
+	}
+	return true
+}
+
+// truncateSuffix drops the entries behind keep. What waits for their durability is
+// answered by the caller, who gets it back.
+func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
+	l.mu.Lock()
+	l.last = keep
+	stored := keep < l.submitted
+	if stored { // else nothing that storage works on is cut off
+		l.epoch++
+	}
+	l.submitted = min(l.submitted, keep)
+	l.durable = min(l.durable, keep)
+	for n := len(l.runs); n > 0 && l.runs[n-1].First > keep; n-- {
+		l.runs = l.runs[:n-1]
+	}
+	l.confs.truncateSuffix(keep)
+	for n := len(l.cache); n > 0 && l.cache[n-1].Last() > keep; n-- {
+		b := l.cache[n-1]
+		l.cacheBytes -= b.Size()
+		l.cache[n-1] = entry.Batch{}
+		l.cache = l.cache[:n-1]
+		if b.First <= keep {
+			b = b.Upto(keep)
+			l.cache = append(l.cache, b)
+			l.cacheBytes += b.Size()
+		}
+	}
+	waiting := l.acks[:0:0]
+	for _, a := range l.acks {
+		if a.index <= keep {
+			waiting = append(waiting, a)
+		} else {
+			dropped = append(dropped, a)
+		}
+	}
+	l.acks = waiting
+	epoch := l.epoch
+	l.mu.Unlock()
+	if stored {
+		l.store.TruncateSuffix(keep, func(err error) {
+			if err != nil { // not even the space kept for such records was left
+				l.onError(fmt.Errorf("truncate behind %d: %v", keep, err))
+				return
+			}
+			// The truncation being durable, so is everything before it.
+			l.written(epoch, 0, 0, keep, nil)
+		})
+	}
+	return dropped
+}
+
+// ack arranges for the request to be answered once the log is durable up to index,
+// and reports whether it is already.
+func (l *logManager) ack(a pendingAck) (now bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a.index <= l.durable {
+		return true
+	}
+	l.acks = append(l.acks, a)
+	return false
+}
+
+// takeAcks returns the answers that wait for no more than index. The caller holds mu.
+func (l *logManager) takeAcks(index int64) []pendingAck {
+	n := 0
+	for n < len(l.acks) && l.acks[n].index <= index {
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	ready := l.acks[:n:n]
+	l.acks = l.acks[n:]
+	return ready
+}
+
+// allAcks returns every answer that waits.
+func (l *logManager) allAcks() []pendingAck {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	acks := l.acks
+	l.acks = nil
+	return acks
+}
+
+// evict drops the oldest durable batches while the cache is too large. The caller holds mu.
+func (l *logManager) evict() {
+	n := 0
+	for n < len(l.cache)-1 && l.cacheBytes > l.maxCache && l.cache[n].Last() <= l.durable {
+		l.cacheBytes -= l.cache[n].Size()
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	clear(l.cache[:n])
+	l.cache = l.cache[n:]
+}
+
+// entries returns batches that begin at index first, of about maxBytes together and
+// at least one entry, from memory or from storage. dst is reused.
+func (l *logManager) entries(dst []entry.Batch, first int64, maxBytes int) ([]entry.Batch, error) {
+	dst = dst[:0]
+	l.mu.Lock()
+	if first > l.last || first < l.first {
+		low, high := l.first, l.last
+		l.mu.Unlock()
+		if first < low {
+			return dst, wal.ErrCompacted
+		}
+		if first > high {
+			return dst, nil
+		}
+	}
+	if len(l.cache) > 0 && l.cache[0].First <= first {
+		dst = l.fromCache(dst, first, maxBytes)
+		l.mu.Unlock()
+		return dst, nil
+	}
+	l.mu.Unlock()
+	b, err := l.store.Read(first, maxBytes)
+	if err != nil {
+		return dst, err
+	}
+	return append(dst, b), nil
+}
+
+func (l *logManager) fromCache(dst []entry.Batch, first int64, maxBytes int) []entry.Batch {
+	i := sort.Search(len(l.cache), func(i int) bool { return l.cache[i].Last() >= first })
+	size := 0
+	for ; i < len(l.cache); i++ {
+		b := l.cache[i].From(first)
+		if size > 0 && size+b.Size() > maxBytes {
+			break
+		}
+		if len(dst) == 0 && b.Size() > maxBytes && b.Count > 1 {
+			b = cutTo(b, maxBytes)
+		}
+		dst = append(dst, b)
+		size += b.Size()
+		first = b.Last() + 1
+		if b.Last() < l.cache[i].Last() {
+			break
+		}
+	}
+	return dst
+}
+
+// cutTo returns about maxBytes of a batch, at least one entry.
+func cutTo(b entry.Batch, maxBytes int) entry.Batch {
+	size, last := 0, b.First
+	for it := b.Iter(); ; {
+		e, ok := it.Next()
+		if !ok {
+			break
+		}
+		size += len(e.Data) + len(e.Meta)
+		if size > maxBytes && e.Index > b.First {
+			break
+		}
+		last = e.Index
+	}
+	return b.Upto(last)
+}
+
+// leads reports whether the node leads in term, so that what was read from the log before
+// the call is that leader's.
+func (l *logManager) leads(term int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lead == term
+}

@@ -1,0 +1,98 @@
+package graft
+
+import (
+	"errors"
+
+	"go.uber.org/zap"
+
+	"github.com/graft-raft/graft/internal/wal"
+)
+
+// hardState follows the writes of term and vote, so that nothing that depends on
+// them is said before they are durable.
+//
+// Invariant: saved <= wanted; waiters are ordered.
+//
+// Ownership: the node's actor.
+type hardState struct {
+	wanted  uint64 // number of the newest change
+	saved   uint64 // number of the newest durable one
+	refused bool   // storage had no space for it
+	waiters []hardWaiter
+}
+
+type hardWaiter struct {
+	change uint64
+	run    func()
+}
+
+// save makes term, vote and the like durable as they are now.
+func (n *Node) save() {
+	n.hard.wanted++
+	n.dirty = true
+	n.termNow.Store(n.term)
+	n.groupIDNow.Store(n.groupID)
+	n.submitHard()
+}
+
+func (n *Node) submitHard() {
+	change, term := n.hard.wanted, n.term
+	vote := ""
+	if !n.vote.IsZero() {
+		vote = n.vote.String()
+	}
+	h := wal.HardState{Term: term, Vote: vote, GroupID: n.groupID, Waiting: n.waiting}
+	n.store.SaveHardState(h, n.box.index(), func(err error) {
+		if err == nil {
+			// Entries submitted later are reported later, so whoever answers for
+			// them sees this term as durable.
+			n.savedTerm.Store(term)
+		}
+		n.post(func() { n.hardSaved(change, err) })
+	})
+}
+
+func (n *Node) hardSaved(change uint64, err error) {
+	switch {
+	case !n.active():
+		return
+	case errors.Is(err, wal.ErrNoSpace):
+		n.hard.refused = true
+		if n.retryAt.IsZero() {
+			n.retryAt = n.now.Add(spaceRetry)
+		}
+		n.log.Warn("no space to save term and vote; answers wait for it", zap.Error(err))
+		return
+	case err != nil:
+		n.fail(&Error{Code: ErrIO, Op: "save term and vote", Group: n.group, Err: err})
+		return
+	}
+	n.hard.saved = max(n.hard.saved, change)
+	i := 0
+	for i < len(n.hard.waiters) && n.hard.waiters[i].change <= n.hard.saved {
+		i++
+	}
+	ready := n.hard.waiters[:i:i]
+	n.hard.waiters = n.hard.waiters[i:]
+	for _, w := range ready {
+		w.run()
+	}
+}
+
+// retrySave submits again what storage had no space for.
+func (n *Node) retrySave() {
+	if n.hard.refused {
+		n.hard.refused = false
+		n.submitHard()
+	}
+}
+
+// afterSave runs f once term and vote as they are now are durable: at once if they
+// are. If the node stops before, f is dropped.
+func (n *Node) afterSave(f func()) {
+	if n.hard.saved == n.hard.wanted {
+		f()
+		return
+	}
+	n.hard.waiters = append(n.hard.waiters, hardWaiter{n.hard.wanted, f})
+}

@@ -1,0 +1,251 @@
+package graft
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/graft-raft/graft/internal/entry"
+)
+
+// becomeLeader begins a leadership with the entry that restates the configuration.
+func (n *Node) becomeLeader() {
+	last := n.lm.lastIndex()
+	n.log.Info("leader", zap.Int64("term", n.term), zap.Int64("last_index", last))
+	n.role, n.leader, n.dirty = RoleLeader, n.peer, true
+	n.firstOwn = last + 1
+	n.lm.setLead(n.term)
+	n.box.open(n.term, n.firstOwn)
+	n.replicators = make(map[PeerID]*replicator)
+	for _, p := range n.conf.peers() {
+		if !p.Same(n.peer) {
+			n.replicators[p.ID()] = newReplicator(n, p, last)
+		}
+	}
+	n.shareFollowers()
+	n.quorumAt = n.now.Add(n.quorumInterval())
+	n.fsm.leaderStart(n.term, n.firstOwn)
+	n.doConf(n.ctx.Lead(n.conf.conf, n.conf.old))
+	for _, r := range n.peersInOrder() {
+		r.start()
+	}
+}
+
+// peersInOrder lists the replicators in the order of the configuration.
+func (n *Node) peersInOrder() []*replicator {
+	var rs []*replicator
+	for _, p := range n.conf.peers() {
+		if r := n.replicators[p.ID()]; r != nil {
+			rs = append(rs, r)
+		}
+	}
+	return rs
+}
+
+// shareFollowers shows the replicators to those who acknowledge outside the actor.
+func (n *Node) shareFollowers() {
+	rs := n.peersInOrder()
+	n.followers.Store(&rs)
+}
+
+// doConf carries out what the configuration change asks for.
+func (n *Node) doConf(a confAction) {
+	if a.propose != nil {
+		n.proposeConf(*a.propose)
+	}
+}
+
+// proposeConf appends a configuration entry, which is in force from now on.
+func (n *Node) proposeConf(e confEntry) {
+	index := n.lm.lastIndex() + 1
+	n.builder.Reset(index)
+	n.builder.AppendConf(n.term, e.conf.strings(), e.old.strings())
+	e.index = index
+	n.conf = e
+	n.confWatch.Store(index)
+	n.appendOwn(n.builder.Build(), closureRun{})
+	n.dirty = true
+}
+
+// onOwnCommit is called when the configuration entry of the present stage was committed.
+func (n *Node) onOwnCommit() {
+	watch := n.confWatch.Load()
+	if n.role != RoleLeader || watch == 0 || n.box.index() < watch {
+		return
+	}
+	n.confWatch.Store(0)
+	n.dirty = true
+	if n.waiting { // it leads, so there is nothing it could have forgotten that counts
+		n.waiting = false
+		n.save()
+	}
+	n.doConf(n.ctx.Committed())
+}
+
+// takeProposals turns what was proposed since the last step into entries.
+func (n *Node) takeProposals() {
+	tasks := n.proposals.take()
+	if len(tasks) == 0 {
+		return
+	}
+	switch {
+	case n.role != RoleLeader:
+		n.refuseTasks(tasks, n.notLeader("apply"))
+	default:
+		if err := n.host.spaceError(); err != nil {
+			n.refuseTasks(tasks, &Error{Code: ErrNoSpace, Op: "apply", Group: n.group, Err: err})
+			break
+		}
+		n.propose(tasks)
+	}
+	n.proposals.recycle(tasks)
+}
+
+// notLeader says where to go instead.
+func (n *Node) notLeader(op string) error {
+	if n.err != nil {
+		return &Error{Code: ErrNodeFailed, Op: op, Group: n.group, Err: n.err}
+	}
+	return &Error{Code: ErrNotLeader, Op: op, Group: n.group, Peer: n.leader}
+}
+
+// refuseTasks answers tasks that were not proposed, on the goroutine where user code runs.
+func (n *Node) refuseTasks(tasks []Task, err error) {
+	var dones []func(any, error)
+	var bytes int64
+	for i := range tasks {
+		bytes += int64(len(tasks[i].Data))
+		if tasks[i].Done != nil {
+			dones = append(dones, tasks[i].Done)
+		}
+	}
+	n.proposals.release(int64(len(tasks)), bytes)
+	if len(dones) == 0 {
+		return
+	}
+	n.fsm.settle(func() {
+		for _, done := range dones {
+			n.fsm.guard("done", func() { done(nil, err) })
+		}
+	})
+}
+
+// propose appends tasks as entries, in as few batches as their size allows.
+func (n *Node) propose(tasks []Task) {
+	for len(tasks) > 0 {
+		if n.role != RoleLeader { // an append failed
+			n.refuseTasks(tasks, n.notLeader("apply"))
+			return
+		}
+		count, bytes := batchOf(tasks, n.o.MaxAppendBytes)
+		n.proposeBatch(tasks[:count], bytes)
+		tasks = tasks[count:]
+	}
+}
+
+// batchOf returns how many of the tasks make one batch, and their bytes.
+func batchOf(tasks []Task, most int) (count, bytes int) {
+	for count < len(tasks) && (count == 0 || bytes+len(tasks[count].Data) <= most) && count < maxBatchEntries {
+		bytes += len(tasks[count].Data)
+		count++
+	}
+	return count, bytes
+}
+
+// maxBatchEntries keeps a batch of empty entries from growing without bound.
+const maxBatchEntries = 16 << 10
+
+func (n *Node) proposeBatch(tasks []Task, bytes int) {
+	n.builder.Reset(n.lm.lastIndex() + 1)
+	n.builder.Grow(len(tasks), bytes)
+	run := closureRun{first: n.lm.lastIndex() + 1, done: make([]func(any, error), 0, len(tasks)), bytes: int64(bytes)}
+	var wrongTerm []Task
+	for i := range tasks {
+		t := &tasks[i]
+		if t.ExpectedTerm != 0 && t.ExpectedTerm != n.term {
+			wrongTerm = append(wrongTerm, *t)
+			run.bytes -= int64(len(t.Data))
+			continue
+		}
+		n.builder.AppendData(n.term, t.Data)
+		run.done = append(run.done, t.Done)
+	}
+	if len(wrongTerm) > 0 {
+		n.refuseTasks(wrongTerm, &Error{Code: ErrTermMismatch, Op: "apply", Group: n.group})
+	}
+	if len(run.done) > 0 {
+		n.appendOwn(n.builder.Build(), run)
+	}
+}
+
+// appendOwn appends the leader's own entries: who waits for them is registered first, the
+// ballot next, then disk and network get them at once.
+func (n *Node) appendOwn(b entry.Batch, run closureRun) {
+	if len(run.done) > 0 {
+		n.fsm.addClosures(run)
+	}
+	n.box.propose(b.First, b.Last(), n.conf)
+	sum := entry.Summary{FirstTerm: n.term, LastTerm: n.term}
+	if len(run.done) == 0 {
+		checked, err := entry.Check(b)
+		if err != nil {
+			n.fail(&Error{Code: ErrInvalid, Op: "propose", Group: n.group, Index: b.First, Err: err})
+			return
+		}
+		sum = checked
+	}
+	if err := n.lm.append(b, sum, n.box.index()); err != nil {
+		n.fail(&Error{Code: ErrIO, Op: "propose", Group: n.group, Index: b.First, Err: err})
+		return
+	}
+	if f := n.followers.Load(); f != nil {
+		for _, r := range *f {
+			r.wake()
+		}
+	}
+}
+
+// stopLeading ends a leadership. What is not committed by now has an unknown outcome.
+func (n *Node) stopLeading(reason error) {
+	n.log.Info("stop leading", zap.Int64("term", n.term), zap.Error(reason))
+	n.lm.setLead(0)
+	n.confWatch.Store(0)
+	committed := n.box.close()
+	n.fsm.commit(committed)
+	n.fsm.failClosures(&Error{Code: ErrUnknownOutcome, Op: "apply", Group: n.group, Err: reason})
+	n.fsm.leaderStop(reason)
+	for _, r := range n.peersInOrder() {
+		r.stop()
+	}
+	n.replicators = nil
+	n.followers.Store(nil)
+	n.ctx.Abort()
+	n.failRounds(reason)
+	n.leader = PeerID{}
+}
+
+// quorumInterval is how often a leader checks that it is heard.
+func (n *Node) quorumInterval() time.Duration { return n.o.ElectionTimeout / 4 }
+
+// checkQuorum steps down when no majority has answered for an election timeout.
+func (n *Node) checkQuorum() {
+	n.quorumAt = n.now.Add(n.quorumInterval())
+	if !n.quorumAnswers() {
+		n.stepDown(n.term, &Error{Code: ErrQuorumLost, Op: "lead", Group: n.group})
+		return
+	}
+	n.renewRounds()
+}
+
+// quorumAnswers reports whether most voters, of both halves if joint, have answered a
+// request of the last election timeout.
+func (n *Node) quorumAnswers() bool {
+	heard := newBallot(n.conf)
+	heard.grant(n.peer)
+	for id, r := range n.replicators {
+		if n.now.Sub(r.contact()) < n.o.ElectionTimeout {
+			heard.grant(id)
+		}
+	}
+	return heard.won()
+}

@@ -1,0 +1,390 @@
+package graft
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wire"
+	"github.com/graft-raft/graft/raftpb"
+)
+
+// read is somebody who waits for a read index.
+type read struct {
+	done   func(index int64, err error)
+	remote bool // a follower asks, which waits for its own state machine
+}
+
+// readQueue is where reads wait for the node's next round.
+//
+// Ownership: any goroutine adds, the node's actor takes. mu is a leaf lock.
+type readQueue struct {
+	pending atomic.Int64
+
+	mu     sync.Mutex
+	reads  []read
+	closed error
+}
+
+// add queues a read and reports whether the node should be woken.
+func (q *readQueue) add(r read) (wake bool, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed != nil {
+		return false, q.closed
+	}
+	q.reads = append(q.reads, r)
+	return len(q.reads) == 1, nil
+}
+
+func (q *readQueue) take() []read {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	reads := q.reads
+	q.reads = nil
+	return reads
+}
+
+func (q *readQueue) empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.reads) == 0
+}
+
+func (q *readQueue) close(err error) {
+	q.mu.Lock()
+	q.closed = err
+	reads := q.reads
+	q.reads = nil
+	q.mu.Unlock()
+	for _, r := range reads {
+		r.done(0, err)
+	}
+}
+
+// ReadIndex returns an index that makes a read linearizable, on any replica: whatever was
+// acknowledged before the call is at or below it, and it is applied here when ReadIndex
+// returns. It costs a round of messages, which concurrent calls share (Raft thesis §6.4).
+// On a follower it asks the leader.
+func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
+	w := readWaiterPool.Get().(*readWaiter)
+	n.ReadIndexAsync(w.done)
+	select {
+	case o := <-w.c:
+		readWaiterPool.Put(w)
+		return o.index, o.err
+	case <-ctx.Done():
+		return 0, &Error{Code: ErrTimeout, Op: "read index", Group: n.group, Err: ctx.Err()}
+	}
+}
+
+type readOutcome struct {
+	index int64
+	err   error
+}
+
+type readWaiter struct {
+	c    chan readOutcome
+	done func(int64, error)
+}
+
+var readWaiterPool = sync.Pool{New: func() any {
+	w := &readWaiter{c: make(chan readOutcome, 1)}
+	w.done = func(index int64, err error) { w.c <- readOutcome{index, err} }
+	return w
+}}
+
+// ReadIndexAsync is ReadIndex with a callback. done runs exactly once, possibly before
+// ReadIndexAsync returns; it must not block.
+func (n *Node) ReadIndexAsync(done func(index int64, err error)) {
+	if n.reads.pending.Add(1) > int64(n.o.MaxPendingReads) {
+		n.reads.pending.Add(-1)
+		done(0, &Error{Code: ErrOverloaded, Op: "read index", Group: n.group})
+		return
+	}
+	n.addRead(read{done: func(index int64, err error) {
+		n.reads.pending.Add(-1)
+		done(index, err)
+	}})
+}
+
+func (n *Node) addRead(r read) {
+	wake, err := n.reads.add(r)
+	switch {
+	case err != nil:
+		r.done(0, err)
+	case wake:
+		n.post(nil)
+	}
+}
+
+const (
+	// maxRounds is how many read rounds are under way at once. While they are, the
+	// next readers gather.
+	maxRounds = 2
+	// roundRetry is how many election timeouts a round waits for answers before its readers get
+	// another.
+	roundRetry = 1
+)
+
+// takeReads serves the reads that wait, if they can be served now.
+func (n *Node) takeReads() {
+	if n.reads.empty() {
+		return
+	}
+	switch {
+	case n.role == RoleLeader:
+		// Before an entry of its own term is committed a leader does not know what is
+		// (Raft thesis §6.4, step 1).
+		if n.box.index() >= n.firstOwn && n.roundsOpen.Load() < maxRounds {
+			n.openRound(n.reads.take())
+		}
+	case n.role == RoleFollower && !n.leader.IsZero():
+		if !n.forwarding {
+			n.forwardReads(n.reads.take())
+		}
+	default:
+		n.refuseReads(n.reads.take(), n.notLeader("read index"))
+	}
+}
+
+func (n *Node) refuseReads(reads []read, err error) {
+	if len(reads) == 0 {
+		return
+	}
+	n.fsm.settle(func() {
+		for _, r := range reads {
+			n.fsm.guard("done", func() { r.done(0, err) })
+		}
+	})
+}
+
+// readRound is one confirmation that the node still leads, for all readers that
+// waited when it was opened.
+//
+// Invariant: it ends once, confirmed or failed. What confirms it are answers in its
+// term to requests that were sent after it opened, matched by the calls themselves.
+//
+// Ownership: mu, a leaf lock, guards the ballot and reads.
+type readRound struct {
+	n        *Node
+	term     int64
+	index    int64 // the commit index when it opened
+	openedAt time.Time
+
+	mu    sync.Mutex
+	votes ballot
+	reads []read
+	over  bool
+}
+
+func (n *Node) openRound(reads []read) {
+	round := &readRound{n: n, term: n.term, index: n.box.index(), openedAt: n.now, votes: newBallot(n.conf), reads: reads}
+	n.roundsOpen.Add(1)
+	n.rounds = append(n.rounds, round)
+	if round.votes.grant(n.peer) {
+		round.confirm()
+		return
+	}
+	for _, r := range n.peersInOrder() {
+		if r.peer.Role == Learner {
+			continue
+		}
+		peer, sentAt := r, n.now
+		call := r.heartbeat(n.term)
+		call.Done = func(rep rpc.Reply) {
+			resp, ok := peer.parse(rep, sentAt)
+			if ok && resp.Term == round.term {
+				round.grant(peer.peer)
+			}
+		}
+		n.host.call(r.peer, call)
+	}
+}
+
+// grant counts an answer.
+func (r *readRound) grant(p PeerID) {
+	r.mu.Lock()
+	won := !r.over && r.votes.grant(p)
+	r.mu.Unlock()
+	if won {
+		r.confirm()
+	}
+}
+
+// end takes the readers, once.
+func (r *readRound) end() []read {
+	r.mu.Lock()
+	if r.over {
+		r.mu.Unlock()
+		return nil
+	}
+	r.over = true
+	reads := r.reads
+	r.reads = nil
+	r.mu.Unlock()
+	r.n.roundsOpen.Add(-1)
+	return reads
+}
+
+// confirm lets the readers go on.
+func (r *readRound) confirm() {
+	reads := r.end()
+	local := reads[:0]
+	for _, rd := range reads {
+		if rd.remote {
+			rd.done(r.index, nil)
+		} else {
+			local = append(local, rd)
+		}
+	}
+	if len(local) > 0 {
+		r.n.fsm.waitApplied(r.index, func(index int64, err error) {
+			for _, rd := range local {
+				rd.done(index, err)
+			}
+		})
+	}
+	if !r.n.reads.empty() {
+		r.n.post(nil)
+	}
+}
+
+// failRounds ends all rounds of a leadership.
+func (n *Node) failRounds(reason error) {
+	for _, round := range n.rounds {
+		n.refuseReads(round.end(), &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
+	}
+	n.rounds = nil
+}
+
+// renewRounds gives the readers of rounds whose answers were lost another one, and forgets rounds
+// that are over.
+func (n *Node) renewRounds() {
+	open := n.rounds[:0]
+	var again []read
+	for _, round := range n.rounds {
+		round.mu.Lock()
+		over := round.over
+		round.mu.Unlock()
+		switch {
+		case over:
+		case n.now.Sub(round.openedAt) > roundRetry*n.o.ElectionTimeout:
+			again = append(again, round.end()...)
+		default:
+			open = append(open, round)
+		}
+	}
+	clear(n.rounds[len(open):])
+	n.rounds = open
+	if len(again) > 0 {
+		n.openRound(again)
+	}
+}
+
+// forwardReads asks the leader for a read index on behalf of all readers that wait.
+func (n *Node) forwardReads(reads []read) {
+	m := &raftpb.ReadIndexRequest{GroupId: &n.group, ServerId: &n.name, PeerId: proto.String(n.leader.String())}
+	if n.groupID != 0 {
+		m.GraftGroupId = &n.groupID
+	}
+	b, err := proto.Marshal(m)
+	if err != nil {
+		n.refuseReads(reads, &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Err: err})
+		return
+	}
+	n.forwarding = true
+	leader := n.leader
+	n.host.call(leader, rpc.Call{
+		Service: nodeService, Method: methodReadIndex, Message: [][]byte{b}, Timeout: n.o.ElectionTimeout,
+		Done: func(r rpc.Reply) {
+			if !n.post(func() { n.onForwarded(leader, reads, r) }) {
+				for _, rd := range reads {
+					rd.done(0, &Error{Code: ErrShutdown, Op: "read index", Group: n.group})
+				}
+			}
+		},
+	})
+}
+
+// onForwarded passes the leader's answer on to the readers.
+func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
+	n.forwarding = false
+	resp := new(raftpb.ReadIndexResponse)
+	var err error
+	switch {
+	case r.Err != nil:
+		err = &Error{Code: ErrUnreachable, Op: "read index", Group: n.group, Peer: leader, Err: r.Err}
+	case r.Code == codeNoMethod:
+		err = &Error{Code: ErrNotSupported, Op: "read index", Group: n.group, Peer: leader}
+	case r.Code != 0:
+		err = &Error{Code: Code(r.Code), Op: "read index", Group: n.group}
+	case proto.Unmarshal(r.Message, resp) != nil:
+		err = &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Peer: leader}
+	}
+	if err != nil {
+		n.refuseReads(reads, err)
+		return
+	}
+	// What the leader has committed is committed here as far as the logs are known to be the same.
+	if n.role == RoleFollower && resp.GetTerm() == n.term {
+		n.learnCommit(0, resp.GetIndex())
+	}
+	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) {
+		for _, rd := range reads {
+			rd.done(index, err)
+		}
+	})
+}
+
+// onReadIndex serves a follower's read.
+func (n *Node) onReadIndex(req *rpc.Request, m *raftpb.ReadIndexRequest) {
+	switch {
+	case n.otherGroup(m.GetGraftGroupId(), PeerID{}):
+		req.Fail(int32(ErrGroupMismatch), "this node holds another group's data under the same name")
+		return
+	case n.role != RoleLeader:
+		req.Fail(int32(ErrNotLeader), "not leader")
+		return
+	}
+	term := n.term
+	n.addRead(read{remote: true, done: func(index int64, err error) {
+		if err != nil {
+			code := ErrorCode(err)
+			req.Fail(int32(code), code.Error())
+			return
+		}
+		n.reply(req, &raftpb.ReadIndexResponse{Index: &index, Term: &term, LeaderId: &n.name})
+	}})
+}
+
+// parse reads an append_entries answer and notes that the peer is alive. ok is false if there is
+// none.
+func (r *replicator) parse(rep rpc.Reply, sentAt time.Time) (resp wire.AppendResponse, ok bool) {
+	if rep.Err != nil || rep.Code != 0 {
+		return resp, false
+	}
+	resp, err := wire.ParseAppendResponse(rep.Message)
+	if err != nil {
+		return resp, false
+	}
+	if resp.Term > r.term {
+		if validTerm(resp.Term) {
+			r.n.post(func() { r.n.onHigherTerm(resp.Term, r.peer) })
+		}
+		return resp, false
+	}
+	r.touch(sentAt)
+	return resp, true
+}
+
+// onHigherTerm is told of a term that somebody else is in.
+func (n *Node) onHigherTerm(term int64, peer PeerID) {
+	if n.active() && term > n.term {
+		n.stepDown(term, &Error{Code: ErrHigherTerm, Group: n.group, Peer: peer})
+	}
+}

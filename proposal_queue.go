@@ -1,0 +1,114 @@
+package graft
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// proposalQueue is where proposals wait for the node's next step, and where their
+// budget is kept.
+//
+// Invariant: every task that is added is taken once, or refused.
+//
+// Ownership: any goroutine adds, the node's actor takes. mu is a leaf lock.
+type proposalQueue struct {
+	n          *Node
+	maxEntries int64
+	maxBytes   int64
+	maxSize    int
+
+	entries atomic.Int64 // added and not settled
+	bytes   atomic.Int64
+
+	mu     sync.Mutex
+	tasks  []Task
+	spare  []Task
+	closed error
+}
+
+func (q *proposalQueue) init(n *Node) {
+	q.n = n
+	q.maxEntries, q.maxBytes, q.maxSize = int64(n.o.MaxPendingEntries), n.o.MaxPendingBytes, n.o.MaxEntrySize
+}
+
+func (q *proposalQueue) add(t Task) {
+	size := int64(len(t.Data))
+	if len(t.Data) > q.maxSize {
+		t.refuse(&Error{Code: ErrTooLarge, Op: "apply", Group: q.n.group,
+			Err: fmt.Errorf("%d bytes, NodeOptions.MaxEntrySize is %d", len(t.Data), q.maxSize)})
+		return
+	}
+	entries, bytes := q.entries.Add(1), q.bytes.Add(size)
+	if entries > q.maxEntries || bytes > q.maxBytes {
+		q.release(1, size)
+		t.refuse(&Error{Code: ErrOverloaded, Op: "apply", Group: q.n.group})
+		return
+	}
+	q.mu.Lock()
+	if q.closed != nil {
+		err := q.closed
+		q.mu.Unlock()
+		q.release(1, size)
+		t.refuse(err)
+		return
+	}
+	q.tasks = append(q.tasks, t)
+	wake := len(q.tasks) == 1
+	q.mu.Unlock()
+	if wake {
+		q.n.post(nil)
+	}
+}
+
+// refuse runs Done with an error.
+func (t *Task) refuse(err error) {
+	if t.Done != nil {
+		t.Done(nil, err)
+	}
+}
+
+// take returns what was added since. recycle takes the slice back.
+func (q *proposalQueue) take() []Task {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.tasks) == 0 {
+		return nil
+	}
+	tasks := q.tasks
+	q.tasks, q.spare = q.spare[:0], nil
+	return tasks
+}
+
+// maxSpareTasks bounds the memory that an idle node keeps after a burst.
+const maxSpareTasks = 1 << 12
+
+func (q *proposalQueue) recycle(tasks []Task) {
+	clear(tasks)
+	if cap(tasks) > maxSpareTasks {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.spare == nil {
+		q.spare = tasks[:0]
+	}
+}
+
+// release returns budget.
+func (q *proposalQueue) release(entries, bytes int64) {
+	q.entries.Add(-entries)
+	q.bytes.Add(-bytes)
+}
+
+func (q *proposalQueue) pending() (entries, bytes int64) { return q.entries.Load(), q.bytes.Load() }
+
+// close refuses everything from now on, and what was not taken.
+func (q *proposalQueue) close(err error) {
+	q.mu.Lock()
+	q.closed = err
+	tasks := q.tasks
+	q.tasks = nil
+	q.mu.Unlock()
+	q.n.refuseTasks(tasks, err)
+}
