@@ -23,7 +23,11 @@
 // it has work. Every go statement of the module stands in this table; a test holds it
 // to that.
 //
-//	internal/actor/goroutines.go run        one per actor with work; ends when it has none
+//	internal/actor/workers.go run     runs actors that have work; ends when there was none for a moment
+//	internal/rpc/tcp.go Start         acceptor; ends at Close, which waits
+//	internal/rpc/tcp.go admit         reader and writer of an accepted connection; end with it
+//	internal/rpc/tcp.go spawn         dialer, and reader of an outgoing connection; end with it
+//	internal/rpc/peer.go dial         writer of an outgoing connection; ends with it
 //
 // Actors: node (one per node; owns its consensus state), replicator (one per peer while
 // leading), fsm (one per node; calls the StateMachine), wal-lane and wal-keeper (per host; write

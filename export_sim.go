@@ -16,7 +16,6 @@ type SimState struct {
 	Commit    int64
 	Applied   int64
 	SavedTerm int64 // the term that is durable
-	SavedAll  bool  // so are the vote and everything that goes with it
 }
 
 // SimStateOf reads a node's state, without its locks: it is for a simulator that runs
@@ -26,7 +25,7 @@ func SimStateOf(n *Node) SimState {
 		Role: n.role, Term: n.term, Vote: n.vote, Waiting: n.waiting,
 		Last: n.lm.last, LastTerm: n.lm.termLocked(n.lm.last), Durable: n.lm.durable, LogEpoch: n.lm.epoch,
 		Commit: n.box.committed, Applied: n.fsm.applied.Load(),
-		SavedTerm: n.savedTerm.Load(), SavedAll: n.hard.saved == n.hard.wanted,
+		SavedTerm: n.savedTerm.Load(),
 	}
 }
 

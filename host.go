@@ -70,6 +70,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	}
 	store, err := wal.Open(w)
 	if err != nil {
+		h.endEnv()
 		return nil, storageError("new host", err)
 	}
 	h.store = store
@@ -86,9 +87,16 @@ func NewHost(o HostOptions) (*Host, error) {
 		Serve: h.serve, Down: h.peerDown, Logf: h.log.Sugar().Infof,
 	})
 	if err != nil {
+		defer h.endEnv()
 		return nil, &Error{Code: ErrIO, Op: "new host: listen on " + listen, Err: errors.Join(err, store.Close())}
 	}
 	return h, nil
+}
+
+func (h *Host) endEnv() {
+	if h.env.Close != nil {
+		h.env.Close()
+	}
 }
 
 // storageError says which kind of failure it is.
@@ -232,6 +240,7 @@ func (h *Host) Close() error {
 			n.Join()
 		}
 		h.closeErr = errors.Join(h.rpc.Close(), h.store.Close())
+		h.endEnv()
 	})
 	return h.closeErr
 }

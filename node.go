@@ -399,7 +399,7 @@ func (n *Node) Status() Status {
 	}
 	if f := n.followers.Load(); f != nil {
 		for _, r := range *f {
-			s.Followers = append(s.Followers, *r.status.Load())
+			s.Followers = append(s.Followers, r.status.load())
 		}
 	}
 	return s

@@ -2,6 +2,7 @@ package graft
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,10 +32,12 @@ type replicator struct {
 	log  *zap.Logger
 	a    *actor.Actor[func()]
 
+	firstOwn int64 // the index of the leadership's first entry
+
 	woken      atomic.Bool
 	resting    atomic.Bool  // nothing is on the way: a new commit index needs a nudge
 	lastAnswer atomic.Int64 // when the latest answered request was sent, by the host's clock
-	status     atomic.Pointer[FollowerStatus]
+	status     followerStatus
 
 	// The actor's.
 	now         time.Time
@@ -49,6 +52,18 @@ type replicator struct {
 	batches     []entry.Batch
 }
 
+// followerStatus is what Status sees of a replicator.
+type followerStatus struct {
+	sync.Mutex
+	FollowerStatus
+}
+
+func (s *followerStatus) load() FollowerStatus {
+	s.Lock()
+	defer s.Unlock()
+	return s.FollowerStatus
+}
+
 const (
 	// commitDelay is how long a commit index waits for a request to ride on.
 	commitDelay = 2 * time.Millisecond
@@ -60,7 +75,7 @@ const (
 
 func newReplicator(n *Node, peer PeerID, last int64) *replicator {
 	r := &replicator{
-		n: n, peer: peer, wire: peer.String(), term: n.term,
+		n: n, peer: peer, wire: peer.String(), term: n.term, firstOwn: last + 1,
 		log: n.log.With(zap.String("to", peer.String())), p: progress.New(last), now: n.now,
 	}
 	r.touch(n.now) // it has an election timeout to answer
@@ -139,6 +154,9 @@ func (r *replicator) keepAlive() {
 		r.commitAt = time.Time{}
 	} else if r.commitAt.IsZero() {
 		r.commitAt = r.now.Add(commitDelay)
+		if r.commitSent < r.firstOwn {
+			r.commitAt = r.now // a peer that has just been set up may not vote freely before it knows
+		}
 	}
 	if r.now.Before(r.heartbeatAt) && (r.commitAt.IsZero() || r.now.Before(r.commitAt)) {
 		return
@@ -417,7 +435,9 @@ func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, 
 // publish shows the progress to Status.
 func (r *replicator) publish() {
 	_, bytes := r.p.Inflight()
-	r.status.Store(&FollowerStatus{
+	r.status.Lock()
+	defer r.status.Unlock()
+	r.status.FollowerStatus = FollowerStatus{
 		Peer: r.peer, State: r.p.State.String(), Match: r.p.Match, Next: r.p.Next, InflightBytes: bytes, Failures: r.failures,
-	})
+	}
 }

@@ -19,7 +19,7 @@ func TestMessagesKeepTheirOrder(t *testing.T) {
 	const posters, each = 8, 2_000
 	type message struct{ poster, n int }
 	got := make([][]int, posters) // owned by the actor
-	a := New(NewGoroutines(), "order", func(_ time.Time, batch []message) time.Time {
+	a := New(newGoroutines(t), "order", func(_ time.Time, batch []message) time.Time {
 		for _, m := range batch {
 			got[m.poster] = append(got[m.poster], m.n)
 		}
@@ -47,7 +47,7 @@ func TestMessagesKeepTheirOrder(t *testing.T) {
 
 func TestOneStepAtATime(t *testing.T) {
 	var running, steps atomic.Int32
-	a := New(NewGoroutines(), "exclusive", func(now time.Time, _ []int) time.Time {
+	a := New(newGoroutines(t), "exclusive", func(now time.Time, _ []int) time.Time {
 		if running.Add(1) != 1 {
 			t.Error("two steps run at once")
 		}
@@ -77,7 +77,7 @@ func TestCloseRacesPost(t *testing.T) {
 	for range 500 {
 		var accepted atomic.Int64
 		handled := int64(0) // owned by the actor until Done
-		a := New(NewGoroutines(), "close", func(_ time.Time, batch []int) time.Time {
+		a := New(newGoroutines(t), "close", func(_ time.Time, batch []int) time.Time {
 			handled += int64(len(batch))
 			return noDeadline
 		})
@@ -107,7 +107,7 @@ func TestCloseRacesPost(t *testing.T) {
 func TestCloseHandlesWhatWasPosted(t *testing.T) {
 	gate := make(chan struct{})
 	var got []int
-	a := New(NewGoroutines(), "drain", func(_ time.Time, batch []int) time.Time {
+	a := New(newGoroutines(t), "drain", func(_ time.Time, batch []int) time.Time {
 		<-gate
 		got = append(got, batch...)
 		return noDeadline
@@ -130,7 +130,7 @@ func TestCloseHandlesWhatWasPosted(t *testing.T) {
 
 func TestCloseOfAnIdleActorRunsALastStep(t *testing.T) {
 	steps := 0
-	a := New(NewGoroutines(), "idle", func(_ time.Time, batch []int) time.Time {
+	a := New(newGoroutines(t), "idle", func(_ time.Time, batch []int) time.Time {
 		steps++
 		return noDeadline
 	})
@@ -144,7 +144,7 @@ func TestCloseOfAnIdleActorRunsALastStep(t *testing.T) {
 func TestStepMayPostAndCloseItsOwnActor(t *testing.T) {
 	var got []int
 	var a *Actor[int]
-	a = New(NewGoroutines(), "self", func(_ time.Time, batch []int) time.Time {
+	a = New(newGoroutines(t), "self", func(_ time.Time, batch []int) time.Time {
 		for _, v := range batch {
 			got = append(got, v)
 			if v < 3 {
@@ -167,7 +167,7 @@ func TestDeadlineWakesAnIdleActor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var woken []time.Duration
-		a := New(NewGoroutines(), "deadline", func(now time.Time, batch []int) time.Time {
+		a := New(newGoroutines(t), "deadline", func(now time.Time, batch []int) time.Time {
 			if len(batch) == 0 {
 				woken = append(woken, now.Sub(start))
 			}
@@ -194,7 +194,7 @@ func TestMovedDeadline(t *testing.T) {
 		start := time.Now()
 		var deadline time.Time
 		fired := time.Duration(0)
-		a := New(NewGoroutines(), "moved", func(now time.Time, batch []time.Duration) time.Time {
+		a := New(newGoroutines(t), "moved", func(now time.Time, batch []time.Duration) time.Time {
 			for _, d := range batch {
 				deadline = start.Add(d)
 			}
@@ -227,7 +227,7 @@ func TestMovedDeadline(t *testing.T) {
 // TestDeadlinesAreNotLost has messages arrive at the very moments at which deadlines are
 // due, which is when a wake-up could fall between the executor and the actor.
 func TestDeadlinesAreNotLost(t *testing.T) {
-	g := NewGoroutines()
+	g := newGoroutines(t)
 	const rounds = 300
 	wokenUp := make(chan struct{}, 1)
 	var due time.Time
@@ -265,7 +265,7 @@ func TestDeadlinesAreNotLost(t *testing.T) {
 
 func TestManyDeadlinesOnOneTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, start := NewGoroutines(), time.Now()
+		g, start := newGoroutines(t), time.Now()
 		const actors = 200
 		var woken [actors]time.Duration
 		var all []*Actor[int]
@@ -302,7 +302,7 @@ func TestManyDeadlinesOnOneTimer(t *testing.T) {
 
 func TestCloseForgetsTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, steps := NewGoroutines(), 0
+		g, steps := newGoroutines(t), 0
 		a := New(g, "forget", func(now time.Time, _ []int) time.Time {
 			steps++
 			return now.Add(time.Second)
@@ -324,7 +324,7 @@ func TestCloseForgetsTheDeadline(t *testing.T) {
 }
 
 func TestIdleActorsHaveNoGoroutine(t *testing.T) {
-	g := NewGoroutines()
+	g := newGoroutines(t)
 	ignore := goleak.IgnoreCurrent()
 	var all []*Actor[int]
 	for range 100 {
@@ -341,7 +341,7 @@ func TestIdleActorsHaveNoGoroutine(t *testing.T) {
 
 func TestBatchIsClearedAfterItsStep(t *testing.T) {
 	var kept []*int
-	a := New(NewGoroutines(), "clear", func(_ time.Time, batch []*int) time.Time {
+	a := New(newGoroutines(t), "clear", func(_ time.Time, batch []*int) time.Time {
 		kept = batch
 		return noDeadline
 	})
@@ -357,7 +357,7 @@ func TestBatchIsClearedAfterItsStep(t *testing.T) {
 
 func TestLen(t *testing.T) {
 	entered, gate := make(chan struct{}, 10), make(chan struct{})
-	a := New(NewGoroutines(), "len", func(time.Time, []int) time.Time {
+	a := New(newGoroutines(t), "len", func(time.Time, []int) time.Time {
 		entered <- struct{}{}
 		<-gate
 		return noDeadline
@@ -398,7 +398,7 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 
 // BenchmarkPost is a message to an actor that is mostly busy.
 func BenchmarkPost(b *testing.B) {
-	a := New(NewGoroutines(), "post", func(time.Time, []int) time.Time { return noDeadline })
+	a := New(newGoroutines(b), "post", func(time.Time, []int) time.Time { return noDeadline })
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
@@ -411,7 +411,7 @@ func BenchmarkPost(b *testing.B) {
 
 // BenchmarkHop is the worst case: every message finds its actor idle.
 func BenchmarkHop(b *testing.B) {
-	g := NewGoroutines()
+	g := newGoroutines(b)
 	var ping, pong *Actor[int]
 	end := make(chan struct{})
 	ping = New(g, "ping", func(_ time.Time, batch []int) time.Time {
@@ -437,4 +437,11 @@ func BenchmarkHop(b *testing.B) {
 		a.Close()
 		<-a.Done()
 	}
+}
+
+// newGoroutines returns an executor whose goroutines end with the test.
+func newGoroutines(t testing.TB) *Goroutines {
+	g := NewGoroutines()
+	t.Cleanup(g.Close)
+	return g
 }

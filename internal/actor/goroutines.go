@@ -15,22 +15,22 @@ type Goroutines struct {
 	seq   uint64
 	timer *time.Timer
 	next  time.Time // what timer is set to; zero when it is not running
+
+	workers workers
 }
 
 // NewGoroutines returns an executor with no deadlines.
 func NewGoroutines() *Goroutines { return &Goroutines{due: newDeadlines()} }
 
+// Close says that nothing much will run any more: goroutines end as soon as they are
+// idle. Actors still run.
+func (g *Goroutines) Close() { g.workers.end() }
+
 // Now is the real time.
 func (g *Goroutines) Now() time.Time { return time.Now() }
 
-// run gives r a goroutine until it has no work left. The goroutine ends by
-// itself; whoever closes the actor waits for the actor's Done.
-func (g *Goroutines) run(r runner) { go loop(r) }
-
-func loop(r runner) {
-	for r.runOnce() {
-	}
-}
+// run gives r a goroutine until it has no work left.
+func (g *Goroutines) run(r runner) { g.workers.run(r) }
 
 func (g *Goroutines) wakeAt(r runner, at time.Time) {
 	g.mu.Lock()

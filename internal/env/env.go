@@ -17,9 +17,13 @@ type Env struct {
 	FS   vfs.FS
 	Rand func() uint64
 	WAL  wal.Options // sizes and limits; the host fills in the rest
+
+	// Close is called when the host has ended; may be nil.
+	Close func()
 }
 
 // Default is the real world.
 func Default() *Env {
-	return &Env{Exec: actor.NewGoroutines(), FS: vfs.OS{}, Rand: rand.Uint64}
+	g := actor.NewGoroutines()
+	return &Env{Exec: g, FS: vfs.OS{}, Rand: rand.Uint64, Close: g.Close}
 }

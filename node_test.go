@@ -1,0 +1,269 @@
+package graft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/vfs"
+)
+
+func TestEntriesReachEveryStateMachineInOrder(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{})
+	c.startAll()
+	lead := c.nodes[c.leader()]
+	var wg sync.WaitGroup
+	var want []string
+	for i := range 2000 {
+		want = append(want, fmt.Sprint(i))
+		wg.Add(1)
+		lead.Apply(Task{Data: []byte(fmt.Sprint(i)), Done: func(result any, err error) {
+			defer wg.Done()
+			assert.NoError(t, err)
+			assert.Equal(t, i+1, result)
+		}})
+	}
+	wg.Wait()
+	for i, n := range c.nodes {
+		_, err := n.ReadIndex(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, want, c.fsms[i].applied())
+	}
+}
+
+func TestRestartKeepsEverything(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{})
+	c.startAll()
+	for round := range 3 {
+		for i := range 50 {
+			c.propose(fmt.Sprintf("%d-%d", round, i))
+		}
+		for i := range c.hosts {
+			c.stop(i)
+		}
+		c.startAll()
+	}
+	c.propose("last")
+	_, err := c.nodes[c.leader()].ReadIndex(context.Background())
+	require.NoError(t, err)
+	assert.Len(t, c.fsms[c.leader()].applied(), 151)
+}
+
+func TestLeaderLossIsSurvivedAndTheOldLogIsRepaired(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{})
+	c.startAll()
+	for i := range 10 {
+		c.propose(fmt.Sprint(i))
+		old := c.leader()
+		c.stop(old)
+		c.propose(fmt.Sprint("without ", old, i))
+		c.start(old)
+	}
+	lead := c.fsms[c.leader()]
+	for i := range c.nodes {
+		_, err := c.nodes[i].ReadIndex(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, lead.applied(), c.fsms[i].applied())
+	}
+}
+
+func TestProposalsElsewhereNameTheLeader(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{})
+	c.startAll()
+	lead := c.leader()
+	for i, n := range c.nodes {
+		if i == lead {
+			continue
+		}
+		c.eventually(func() bool { return n.LeaderID().Address == c.addrs[lead] }, "follower does not know the leader")
+		_, err := n.Propose(context.Background(), []byte("x"))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		assert.Equal(t, ErrNotLeader, e.Code)
+		assert.Equal(t, c.addrs[lead], e.Peer.Address)
+		_, err = n.ListPeers()
+		assert.ErrorIs(t, err, ErrNotLeader)
+	}
+}
+
+func TestRefusalsAreCertain(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{MaxEntrySize: 10, MaxPendingBytes: 25, MaxPendingEntries: 3})
+	gate := make(chan struct{})
+	c.start(0)
+	n := c.nodes[c.leader()]
+	c.propose("first")
+	_, err := n.Propose(context.Background(), make([]byte, 11))
+	assert.ErrorIs(t, err, ErrTooLarge)
+	done := make(chan error, 1)
+	n.Apply(Task{Data: []byte("x"), ExpectedTerm: 99, Done: func(_ any, err error) { done <- err }})
+	assert.ErrorIs(t, <-done, ErrTermMismatch)
+
+	c.fsms[0].onApply = func(string) { <-gate } // set before the entries that see it are proposed
+	var wg sync.WaitGroup
+	var overloaded, ok int
+	var mu sync.Mutex
+	for range 10 {
+		wg.Add(1)
+		n.Apply(Task{Data: make([]byte, 9), Done: func(_ any, err error) {
+			defer wg.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				ok++
+			} else if assert.ErrorIs(t, err, ErrOverloaded) {
+				overloaded++
+			}
+		}})
+	}
+	close(gate)
+	wg.Wait()
+	assert.Positive(t, overloaded)
+	assert.Positive(t, ok)
+	assert.Len(t, c.fsms[0].applied(), ok+1)
+	entries, bytes := n.proposals.pending()
+	assert.Zero(t, entries, "the budget is given back")
+	assert.Zero(t, bytes)
+}
+
+func TestPanicStopsTheNodeNotTheProcess(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	n := c.nodes[c.leader()]
+	c.propose("fine")
+	c.fsms[0].onApply = func(data string) { panic("cannot apply " + data) }
+	_, err := n.Propose(context.Background(), []byte("bad"))
+	assert.ErrorIs(t, err, ErrUnknownOutcome)
+	c.eventually(func() bool { return len(c.fsms[0].errors()) == 1 }, "OnError was not called")
+	assert.ErrorIs(t, c.fsms[0].errors()[0], ErrStateMachine)
+	assert.Equal(t, RoleFailed, n.Status().Role)
+	_, err = n.Propose(context.Background(), []byte("more"))
+	assert.ErrorIs(t, err, ErrNodeFailed)
+	_, err = n.ReadIndex(context.Background())
+	assert.ErrorIs(t, err, ErrNodeFailed)
+}
+
+// After a failed sync nothing that store says counts any more; the process and the other nodes go on.
+func TestFailedSyncFailsTheNodeAndSparesTheGroup(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{})
+	c.startAll()
+	c.propose("before")
+	bad := c.leader()
+	c.disks[bad].SetInjector(func(op vfs.Op) error {
+		if op.Kind == vfs.KindSync {
+			return syscall.EIO
+		}
+		return nil
+	})
+	_, err := c.nodes[bad].Propose(context.Background(), []byte("maybe"))
+	if err != nil { // the others may commit it
+		assert.ErrorIs(t, err, ErrUnknownOutcome)
+	}
+	c.eventually(func() bool { return c.nodes[bad].Status().Role == RoleFailed }, "the node does not report the failed sync")
+	c.eventually(func() bool { return len(c.fsms[bad].errors()) == 1 }, "OnError was not called")
+	assert.ErrorIs(t, c.fsms[bad].errors()[0], ErrIO)
+	c.disks[bad].SetInjector(nil)
+	durable := c.nodes[bad].Status().DurableIndex
+	c.propose("after")
+	assert.Equal(t, durable, c.nodes[bad].Status().DurableIndex, "it acknowledges nothing any more")
+}
+
+func TestFullDiskRefusesAndResumes(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	n := c.nodes[c.leader()]
+	c.propose("before")
+	c.disks[0].SetCapacity(c.disks[0].Used())
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var err error
+	accepted := 1
+	for ctx.Err() == nil { // what was prepared takes a while to fill
+		if _, err = n.Propose(ctx, make([]byte, 10<<10)); err != nil {
+			break
+		}
+		accepted++
+	}
+	require.ErrorIs(t, err, ErrNoSpace)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	assert.ErrorIs(t, n.Status().Err, syscall.ENOSPC)
+	assert.Equal(t, RoleLeader, n.Status().Role, "a full disk is no failure")
+	c.disks[0].SetCapacity(-1)
+	for ctx.Err() == nil {
+		if _, err = n.Propose(ctx, []byte("after")); err == nil {
+			break
+		}
+		require.ErrorIs(t, err, ErrNoSpace)
+	}
+	require.NoError(t, err)
+	assert.Len(t, c.fsms[0].applied(), accepted+1)
+}
+
+// Close at any moment: no goroutine is left, which TestMain checks, and everybody gets an answer.
+func TestCloseAtAnyMoment(t *testing.T) {
+	for i := range 30 {
+		c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 20 * time.Millisecond})
+		c.startAll()
+		deadline := time.Now().Add(time.Duration(i) * 3 * time.Millisecond)
+		var wg sync.WaitGroup
+		for time.Now().Before(deadline) {
+			for _, n := range c.nodes {
+				wg.Add(2)
+				n.Apply(Task{Data: []byte("x"), Done: func(any, error) { wg.Done() }})
+				n.ReadIndexAsync(func(int64, error) { wg.Done() })
+			}
+		}
+		c.close()
+		wg.Wait() // each callback ran
+		for j := range c.nodes {
+			require.True(t, c.fsms[j].shut)
+		}
+		_, err := c.nodes[0].Propose(context.Background(), nil)
+		require.ErrorIs(t, err, ErrShutdown)
+		_, err = c.nodes[0].ReadIndex(context.Background())
+		require.ErrorIs(t, err, ErrShutdown)
+	}
+}
+
+func TestDirectoryOfAnotherNodeIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	a := freeAddrs(t, 2)
+	h, err := NewHost(HostOptions{Address: a[0], Dir: dir})
+	require.NoError(t, err)
+	_, err = NewHost(HostOptions{Address: a[1], Dir: dir})
+	require.ErrorIs(t, err, ErrIdentity, "in use")
+	require.NoError(t, h.Close())
+	_, err = NewHost(HostOptions{Address: a[1], Dir: dir})
+	require.ErrorIs(t, err, ErrIdentity, "another address")
+	assert.ErrorContains(t, err, a[0])
+}
+
+func TestBadOptionsNameTheField(t *testing.T) {
+	_, err := NewHost(HostOptions{Address: "nowhere"})
+	require.ErrorIs(t, err, ErrInvalid)
+	assert.ErrorContains(t, err, "HostOptions.Address")
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	_, err = c.hosts[0].StartNode("other", NodeOptions{ElectionTimeout: 1, HeartbeatFactor: 1})
+	require.ErrorIs(t, err, ErrInvalid)
+	for _, field := range []string{"StateMachine", "ElectionTimeout", "HeartbeatFactor"} {
+		assert.ErrorContains(t, err, "NodeOptions."+field)
+	}
+	_, err = c.hosts[0].StartNode("g", NodeOptions{StateMachine: &recorder{}})
+	assert.ErrorIs(t, err, ErrBusy)
+}
+
+func TestAwaitAndProposeEndWithTheContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	err := Await(ctx, func(Closure) {})
+	assert.ErrorIs(t, err, ErrUnknownOutcome)
+	assert.True(t, errors.Is(err, context.Canceled))
+}
