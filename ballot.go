@@ -7,6 +7,7 @@ package graft
 type ballot struct {
 	conf, old Configuration
 	granted   map[PeerID]bool
+	weak      map[PeerID]bool // votes that count only if all voters grant theirs
 }
 
 func newBallot(e confEntry) ballot {
@@ -19,8 +20,35 @@ func (b *ballot) grant(p PeerID) bool {
 	return b.won()
 }
 
+// grantWeak counts a vote that counts only if all voters grant theirs.
+func (b *ballot) grantWeak(p PeerID) bool {
+	if b.weak == nil {
+		b.weak = make(map[PeerID]bool)
+	}
+	b.weak[p.ID()] = true
+	return b.won()
+}
+
 func (b *ballot) won() bool {
-	return b.majority(b.conf) && (b.old.Empty() || b.majority(b.old))
+	if b.majority(b.conf) && (b.old.Empty() || b.majority(b.old)) {
+		return true
+	}
+	return len(b.weak) > 0 && b.all(b.conf) && (b.old.Empty() || b.all(b.old))
+}
+
+// all reports whether every voter of c said yes, weakly at least.
+func (b *ballot) all(c Configuration) bool {
+	voters := 0
+	for _, p := range c.peers {
+		if p.Role == Learner {
+			continue
+		}
+		voters++
+		if !b.granted[p.ID()] && !b.weak[p.ID()] {
+			return false
+		}
+	}
+	return voters > 0
 }
 
 // majority reports whether most voters of c said yes. A configuration without

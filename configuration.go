@@ -54,7 +54,7 @@ func ParsePeerID(s string) (PeerID, error) {
 	if len(s) > maxPeerIDLen {
 		return PeerID{}, fmt.Errorf("graft: peer id of %d bytes is longer than %d", len(s), maxPeerIDLen)
 	}
-	host, rest := s, ""
+	var host, rest string
 	if strings.HasPrefix(s, "[") {
 		end := strings.Index(s, "]")
 		if end < 0 {

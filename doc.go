@@ -24,10 +24,11 @@
 // to that.
 //
 //	internal/actor/workers.go run     runs actors that have work; ends when there was none for a moment
-//	internal/rpc/tcp.go Start         acceptor; ends at Close, which waits
-//	internal/rpc/tcp.go admit         reader and writer of an accepted connection; end with it
-//	internal/rpc/tcp.go spawn         dialer, and reader of an outgoing connection; end with it
-//	internal/rpc/peer.go dial         writer of an outgoing connection; ends with it
+//	internal/rpc/tcp.go Start         acceptor and timeouts; end at Close, which waits
+//	internal/rpc/tcp.go admit         reader of an accepted connection; ends with it
+//	internal/rpc/server.go answer     writer of an accepted connection, once it has answers; ends with it
+//	internal/rpc/peer.go act          dialer and writer of the way to a peer; ends when it is idle, or at Close
+//	internal/rpc/peer.go use          reader of an outgoing connection; ends with it
 //
 // Actors: node (one per node; owns its consensus state), replicator (one per peer while
 // leading), fsm (one per node; calls the StateMachine), wal-lane and wal-keeper (per host; write

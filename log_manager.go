@@ -387,8 +387,14 @@ func (l *logManager) evict() {
 	if n == 0 {
 		return
 	}
-	clear(l.cache[:n])
-	l.cache = l.cache[n:]
+	if 2*n < len(l.cache) && len(l.cache) < cap(l.cache) {
+		clear(l.cache[:n])
+		l.cache = l.cache[n:]
+		return
+	}
+	rest := copy(l.cache, l.cache[n:]) // as rarely as the list grows by its length
+	clear(l.cache[rest:])
+	l.cache = l.cache[:rest]
 }
 
 // entries returns batches that begin at index first, of about maxBytes together and

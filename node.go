@@ -46,6 +46,7 @@ type Node struct {
 	followers  atomic.Pointer[[]*replicator]
 	roundsOpen atomic.Int64
 	groupIDNow atomic.Uint64
+	gathering  atomic.Bool // proposals wait for a commit
 
 	// The actor's.
 	now          time.Time
@@ -74,6 +75,7 @@ type Node struct {
 	quorumAt     time.Time // when to check that a majority answers
 	rounds       []*readRound
 	forwarding   bool
+	uncommitted  []int64 // the last indexes of own batches that may not be committed yet
 	builder      entry.Builder
 	err          error
 	dirty        bool
@@ -259,6 +261,9 @@ func (n *Node) acknowledged(term int64, peer PeerID, index int64) {
 		return
 	}
 	n.fsm.commit(committed)
+	if n.gathering.Swap(false) {
+		n.post(nil)
+	}
 	if w := n.confWatch.Load(); w != 0 && committed >= w {
 		n.post(n.onOwnCommit)
 	}

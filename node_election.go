@@ -36,9 +36,6 @@ func (n *Node) resetElection() {
 // latest configuration, or of the one before while the latest is not known to be
 // committed. It is a leave to campaign only: votes are counted under the latest one.
 func (n *Node) mayCampaign() bool {
-	if n.waiting && n.lm.lastIndex() > 0 {
-		return false
-	}
 	if n.conf.hasVoter(n.peer) {
 		return true
 	}
@@ -69,11 +66,20 @@ func (n *Node) preVote() {
 	}
 	n.voteRound++
 	n.votes = newBallot(n.conf)
-	if n.votes.grant(n.peer) {
+	if n.grantSelf() {
 		n.elect(nil)
 		return
 	}
 	n.askForVotes(methodPreVote, n.term+1, nil)
+}
+
+// grantSelf counts the node's own vote.
+func (n *Node) grantSelf() (won bool) {
+	term, index := n.lm.tail()
+	if n.voter(n.peer).Weak(election.Request{Term: n.term, Last: election.Position{Term: term, Index: index}}) {
+		return n.votes.grantWeak(n.peer)
+	}
+	return n.votes.grant(n.peer)
 }
 
 func (n *Node) jitter(most time.Duration) time.Duration {
@@ -95,7 +101,7 @@ func (n *Node) elect(disrupted *raftpb.TermLeader) {
 		if n.role != RoleCandidate || n.voteRound != round {
 			return
 		}
-		if n.votes.grant(n.peer) {
+		if n.grantSelf() {
 			n.becomeLeader()
 			return
 		}
@@ -154,7 +160,11 @@ func (n *Node) onVoteAnswer(round uint64, peer PeerID, m *raftpb.RequestVoteResp
 		}
 		return
 	}
-	if !n.votes.grant(peer) {
+	grant := n.votes.grant
+	if m.GetGraftWaiting() {
+		grant = n.votes.grantWeak
+	}
+	if !grant(peer) {
 		return
 	}
 	if n.role == RoleFollower {
@@ -212,6 +222,10 @@ func (n *Node) onVoteRequest(req *rpc.Request, m *raftpb.RequestVoteRequest, pre
 		Last: election.Position{Term: m.GetLastLogTerm(), Index: m.GetLastLogIndex()},
 	}
 	previous, led, granted := n.term, n.role == RoleLeader, false
+	weak := n.voter(candidate).Weak(r)
+	if weak && m.GraftGroupId == nil { // it would take the vote for a full one
+		r.Last = election.Position{Term: -1}
+	}
 	if pre {
 		granted = n.voter(candidate).PreVote(r)
 	} else {
@@ -233,6 +247,9 @@ func (n *Node) onVoteRequest(req *rpc.Request, m *raftpb.RequestVoteRequest, pre
 	}
 	if n.groupID != 0 {
 		resp.GraftGroupId = proto.Uint64(n.groupID)
+	}
+	if weak && granted {
+		resp.GraftWaiting = &weak
 	}
 	n.afterSave(func() { n.reply(req, resp) })
 }

@@ -68,8 +68,10 @@ func TestLeaderLossIsSurvivedAndTheOldLogIsRepaired(t *testing.T) {
 	}
 	lead := c.fsms[c.leader()]
 	for i := range c.nodes {
-		_, err := c.nodes[i].ReadIndex(context.Background())
-		require.NoError(t, err)
+		c.eventually(func() bool { // it may not have heard of the leader yet
+			_, err := c.nodes[i].ReadIndex(context.Background())
+			return err == nil
+		}, "no read")
 		assert.Equal(t, lead.applied(), c.fsms[i].applied())
 	}
 }
@@ -180,30 +182,33 @@ func TestFullDiskRefusesAndResumes(t *testing.T) {
 	n := c.nodes[c.leader()]
 	c.propose("before")
 	c.disks[0].SetCapacity(c.disks[0].Used())
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	var err error
-	accepted := 1
-	for ctx.Err() == nil { // what was prepared takes a while to fill
-		if _, err = n.Propose(ctx, make([]byte, 10<<10)); err != nil {
+	// What was prepared takes a while to fill. Proposals that were taken just before the
+	// disk proved full wait for space; from then on they are refused.
+	var refused error
+	outcomes := make(chan error, 1000)
+	taken := 1 // "before"
+	propose := func(size int) error {
+		n.Apply(Task{Data: make([]byte, size), Done: func(_ any, err error) { outcomes <- err }})
+		select {
+		case err := <-outcomes:
+			return err
+		case <-time.After(100 * time.Millisecond):
+			return nil // it waits
+		}
+	}
+	for range 300 {
+		if refused = propose(10 << 10); refused != nil {
 			break
 		}
-		accepted++
+		taken++
 	}
-	require.ErrorIs(t, err, ErrNoSpace)
-	var e *Error
-	require.ErrorAs(t, err, &e)
+	require.ErrorIs(t, refused, ErrNoSpace)
 	assert.ErrorIs(t, n.Status().Err, syscall.ENOSPC)
 	assert.Equal(t, RoleLeader, n.Status().Role, "a full disk is no failure")
 	c.disks[0].SetCapacity(-1)
-	for ctx.Err() == nil {
-		if _, err = n.Propose(ctx, []byte("after")); err == nil {
-			break
-		}
-		require.ErrorIs(t, err, ErrNoSpace)
-	}
-	require.NoError(t, err)
-	assert.Len(t, c.fsms[0].applied(), accepted+1)
+	c.eventually(func() bool { return n.Status().Err == nil }, "space returned unnoticed")
+	c.propose("after")
+	assert.Len(t, c.fsms[0].applied(), taken+1, "nothing that was taken is lost")
 }
 
 // Close at any moment: no goroutine is left, which TestMain checks, and everybody gets an answer.

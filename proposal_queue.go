@@ -23,6 +23,7 @@ type proposalQueue struct {
 
 	mu     sync.Mutex
 	tasks  []Task
+	size   int // bytes of tasks
 	spare  []Task
 	closed error
 }
@@ -54,7 +55,11 @@ func (q *proposalQueue) add(t Task) {
 		return
 	}
 	q.tasks = append(q.tasks, t)
-	wake := len(q.tasks) == 1
+	// The node is woken by the first one, and again when there is a full batch, since it may be gathering.
+	before := q.size
+	q.size += len(t.Data)
+	full := q.n.o.MaxAppendBytes
+	wake := len(q.tasks) == 1 || before < full && q.size >= full
 	q.mu.Unlock()
 	if wake {
 		q.n.post(nil)
@@ -76,8 +81,15 @@ func (q *proposalQueue) take() []Task {
 		return nil
 	}
 	tasks := q.tasks
-	q.tasks, q.spare = q.spare[:0], nil
+	q.tasks, q.spare, q.size = q.spare[:0], nil, 0
 	return tasks
+}
+
+// waitingBytes is how much waits to be taken.
+func (q *proposalQueue) waitingBytes() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.size
 }
 
 // maxSpareTasks bounds the memory that an idle node keeps after a burst.

@@ -336,6 +336,9 @@ type RequestVoteResponse struct {
 	// a braft node.
 	GraftFeatures *uint64 `protobuf:"varint,1000,opt,name=graft_features,json=graftFeatures" json:"graft_features,omitempty"`
 	GraftGroupId  *uint64 `protobuf:"varint,1001,opt,name=graft_group_id,json=graftGroupId" json:"graft_group_id,omitempty"`
+	// Of a granted vote: the voter may have lost its disk, so its vote counts only if all
+	// voters grant theirs.
+	GraftWaiting  *bool `protobuf:"varint,1002,opt,name=graft_waiting,json=graftWaiting" json:"graft_waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,6 +420,13 @@ func (x *RequestVoteResponse) GetGraftGroupId() uint64 {
 		return *x.GraftGroupId
 	}
 	return 0
+}
+
+func (x *RequestVoteResponse) GetGraftWaiting() bool {
+	if x != nil && x.GraftWaiting != nil {
+		return *x.GraftWaiting
+	}
+	return false
 }
 
 // AppendEntriesRequest is a probe or a heartbeat if it has no entries.
@@ -1002,7 +1012,7 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\rlast_log_term\x18\x05 \x02(\x03R\vlastLogTerm\x12$\n" +
 	"\x0elast_log_index\x18\x06 \x02(\x03R\flastLogIndex\x12<\n" +
 	"\x10disrupted_leader\x18\a \x01(\v2\x11.braft.TermLeaderR\x0fdisruptedLeader\x12%\n" +
-	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"\x81\x02\n" +
+	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"\xa7\x02\n" +
 	"\x13RequestVoteResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x02(\x03R\x04term\x12\x18\n" +
 	"\agranted\x18\x02 \x02(\bR\agranted\x12\x1c\n" +
@@ -1010,7 +1020,8 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\rprevious_term\x18\x04 \x01(\x03R\fpreviousTerm\x12*\n" +
 	"\x11rejected_by_lease\x18\x05 \x01(\bR\x0frejectedByLease\x12&\n" +
 	"\x0egraft_features\x18\xe8\a \x01(\x04R\rgraftFeatures\x12%\n" +
-	"\x0egraft_group_id\x18\xe9\a \x01(\x04R\fgraftGroupId\"\xc1\x02\n" +
+	"\x0egraft_group_id\x18\xe9\a \x01(\x04R\fgraftGroupId\x12$\n" +
+	"\rgraft_waiting\x18\xea\a \x01(\bR\fgraftWaiting\"\xc1\x02\n" +
 	"\x14AppendEntriesRequest\x12\x19\n" +
 	"\bgroup_id\x18\x01 \x02(\tR\agroupId\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x02(\tR\bserverId\x12\x17\n" +

@@ -151,4 +151,3 @@ func writeAnnounce(s *session, o *op, args [][]byte) *reply {
 
 // maxAddress bounds an announced address: a host name's 255 bytes and a port.
 const maxAddress = 262
-

@@ -41,40 +41,42 @@ type replica struct {
 }
 
 // startReplica starts everything, or nothing.
-func startReplica(cfg replicaConfig) (r *replica, err error) {
-	r = &replica{cfg: cfg, started: time.Now()}
-	defer func() {
-		if err != nil {
-			r.Close()
-		}
-	}()
-	if r.self, err = graft.ParsePeerID(cfg.raft); err != nil {
-		return nil, err
+func startReplica(cfg replicaConfig) (*replica, error) {
+	r := &replica{cfg: cfg, started: time.Now()}
+	if err := r.start(); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
-	listener, err := net.Listen("tcp", cfg.redis)
+	return r, nil
+}
+
+func (r *replica) start() (err error) {
+	if r.self, err = graft.ParsePeerID(r.cfg.raft); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", r.cfg.redis)
 	if err != nil {
-		return nil, fmt.Errorf("redis port: %w", err)
+		return fmt.Errorf("redis port: %w", err)
 	}
 	r.server = newServer(r, listener)
-	if _, port, _ := net.SplitHostPort(cfg.redis); port == "0" {
+	if _, port, _ := net.SplitHostPort(r.cfg.redis); port == "0" {
 		r.cfg.redis = listener.Addr().String()
 	}
 	r.announce = newAnnouncer(r)
-	r.machine = newMachine(cfg.log, r.announce.wake)
-	r.machine.onLeader = cfg.onLeader
-	r.host, err = graft.NewHost(graft.HostOptions{Address: cfg.raft, Dir: cfg.dir, TLS: cfg.tls, Logger: cfg.log})
+	r.machine = newMachine(r.cfg.log, r.announce.wake)
+	r.machine.onLeader = r.cfg.onLeader
+	r.host, err = graft.NewHost(graft.HostOptions{Address: r.cfg.raft, Dir: r.cfg.dir, TLS: r.cfg.tls, Logger: r.cfg.log})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r.node, err = r.host.StartNode(cfg.group, graft.NodeOptions{
-		StateMachine: r.machine, InitialConf: cfg.peers, ElectionTimeout: cfg.electionTimeout,
+	r.node, err = r.host.StartNode(r.cfg.group, graft.NodeOptions{
+		StateMachine: r.machine, InitialConf: r.cfg.peers, ElectionTimeout: r.cfg.electionTimeout,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r.server.start()
 	r.announce.start()
-	return r, nil
+	return nil
 }
 
 // Close hangs up on all clients, then ends the replica. It waits for the end of everything.
@@ -120,8 +122,9 @@ func (r *replica) moved(leader graft.PeerID, slot int) *reply {
 	return errorReply(fmt.Sprintf("MOVED %d %s", slot, addr))
 }
 
-// raftKey names a replica in the table of redis addresses.
-func raftKey(p graft.PeerID) string { return p.ID().String() }
+// raftKey names a replica in the table of redis addresses, and for clients: by its address, since a process
+// has only one replica of the group.
+func raftKey(p graft.PeerID) string { return p.Address }
 
 // refusal turns an error of the library into the client's answer. The texts' first words tell apart what a
 // client has to do: ask somebody else (MOVED), retry (CLUSTERDOWN, BUSY), or find out (UNKNOWN).

@@ -201,11 +201,16 @@ type write struct {
 	done   func(result any, err error)
 }
 
-var writes = sync.Pool{New: func() any {
+var writes sync.Pool
+
+func newWrite() *write {
+	if w, ok := writes.Get().(*write); ok {
+		return w
+	}
 	w := new(write)
 	w.done = w.settle
 	return w
-}}
+}
 
 // maxPooledWrite keeps single large values from staying in the pool.
 const maxPooledWrite = 16 << 10
@@ -220,7 +225,7 @@ func (s *session) beginWrite(slot int) {
 		s.seq.endWrite()
 		return
 	}
-	w := writes.Get().(*write)
+	w := newWrite()
 	w.s, w.number, w.slot = s, number, slot
 	w.data = s.op.append(w.data[:0])
 	s.r.propose(w.data, w.done)

@@ -165,8 +165,9 @@ func (a *Actor[T]) runOnce() (again bool) {
 		a.mu.Unlock()
 		a.exec.wakeAt(a, deadline)
 		a.mu.Lock()
-		// Messages that came meanwhile saw scheduled and did not run the actor.
-		if len(a.queue) > 0 || a.closed {
+		// Messages that came meanwhile, and the wake-up if it was due at once, saw
+		// scheduled and did not run the actor.
+		if len(a.queue) > 0 || a.closed || a.armed.IsZero() {
 			a.mu.Unlock()
 			return true
 		}

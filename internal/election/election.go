@@ -21,7 +21,7 @@ type Voter struct {
 	For   bool // and that was the one who asks
 	Last  Position
 	// Waiting says that the node began with nothing on disk, and may have forgotten
-	// what it once acknowledged. It helps only a group that is empty altogether.
+	// what it once acknowledged; see Weak.
 	Waiting bool
 	// HearsLeader says that a leader was heard within the minimum election timeout, or
 	// is this node with its quorum.
@@ -35,12 +35,12 @@ type Request struct {
 }
 
 // logOK reports whether the candidate's log allows to vote for it.
-func (v Voter) logOK(r Request) bool {
-	if v.Waiting && r.Last != (Position{}) {
-		return false
-	}
-	return r.Last.Covers(v.Last)
-}
+func (v Voter) logOK(r Request) bool { return r.Last.Covers(v.Last) }
+
+// Weak reports whether the node's vote counts only together with those of all other voters:
+// it may have forgotten what it once acknowledged, so that a majority with it proves nothing. If all
+// grant, the candidate has whatever is left on any disk. In a group that is empty altogether there is nothing to forget.
+func (v Voter) Weak(r Request) bool { return v.Waiting && r.Last != (Position{}) }
 
 // PreVote reports whether the node would vote for the candidate. Nothing changes by the answer.
 // It is sticky: whoever hears a leader does not help to depose it (Raft thesis §9.6, §6.4.1).

@@ -37,7 +37,7 @@ func TestVote(t *testing.T) {
 		"voted for the same, answer lost":   {Voter{Term: 4, Voted: true, For: true, Last: last}, Request{4, last}, true, true},
 		"hears a leader":                    {Voter{Term: 4, Last: last, HearsLeader: true}, Request{4, last}, false, true},
 		"higher term counts for pre-votes":  {Voter{Term: 4, Last: last}, Request{5, last}, true, false},
-		"lost its disk, candidate has data": {Voter{Term: 4, Waiting: true}, Request{4, last}, false, false},
+		"lost its disk, candidate has data": {Voter{Term: 4, Waiting: true}, Request{4, last}, true, true},
 		"first start of a group":            {Voter{Waiting: true}, Request{}, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,4 +51,10 @@ func TestTimeoutIsAtLeastTheBase(t *testing.T) {
 	assert.Equal(t, time.Second, Timeout(time.Second, time.Second, 0))
 	assert.Less(t, Timeout(time.Second, time.Second, 0.999), 2*time.Second)
 	assert.Less(t, Timeout(10*time.Second, time.Second, 0.999), 11*time.Second)
+}
+
+func TestVotesOfThoseWhoMayHaveForgottenAreWeak(t *testing.T) {
+	assert.True(t, Voter{Waiting: true}.Weak(Request{1, Position{1, 1}}))
+	assert.False(t, Voter{Waiting: true}.Weak(Request{}), "an empty group has nothing to forget")
+	assert.False(t, Voter{}.Weak(Request{1, Position{1, 1}}))
 }

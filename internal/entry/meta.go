@@ -134,10 +134,10 @@ func parse(msg []byte) (meta, error) {
 		case 1:
 			m.term, hasTerm = int64(v), true
 		case 2:
-			if v > uint64(Configuration) {
-				return meta{}, fmt.Errorf("%w: type %d", ErrMalformed, v)
+			// proto2 takes an unknown value of an enum for an unknown field.
+			if v <= uint64(Configuration) {
+				m.typ, hasType = Type(v), true
 			}
-			m.typ, hasType = Type(v), true
 		case 3:
 			m.peers = true
 		case 4:
@@ -150,7 +150,7 @@ func parse(msg []byte) (meta, error) {
 		}
 	}
 	if !hasTerm || !hasType {
-		return meta{}, fmt.Errorf("%w: term or type is missing", ErrMalformed)
+		return meta{}, fmt.Errorf("%w: term or a known type is missing", ErrMalformed)
 	}
 	return m, nil
 }

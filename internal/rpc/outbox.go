@@ -1,130 +1,198 @@
 package rpc
 
 import (
+	"crypto/tls"
 	"net"
 	"sync"
+	"time"
+
+	"github.com/graft-raft/graft/internal/baidustd"
 )
 
-// outbox gathers the frames that a connection's writer sends next.
-//
-// Invariant: parts, with the rest of small, are the frames in the order of their adding.
-//
-// Ownership: any goroutine adds, the writer takes. mu is a leaf lock.
-type outbox struct {
-	wake chan struct{} // holds a token when there may be something to take
-
-	mu     sync.Mutex
-	small  []byte // small pieces, back to back
-	cut    int    // where in small the part begins that is not in parts yet
-	parts  []part // what to write before that
-	spare  []byte // the buffer written last, for reuse
-	bytes  int    // waiting, large pieces included
-	closed bool
-}
-
-// part is a run of small bytes, or a large piece as it is.
-type part struct {
-	from, to int
-	large    []byte
-}
-
+// Tuning constants of writing.
 const (
-	largePiece = 8 << 10 // copied below, written from where it is from here on
-	keepSmall  = 1 << 18 // a larger buffer is not kept
+	largePiece = 8 << 10 // from here on a piece is written from where it is
+	keepAlways = 64 << 10
+	keepInUse  = 8 << 20
 )
 
-func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
-
-// add queues a frame. head makes its header and meta. It reports false if the box is closed or
-// more than limit waits.
-func (o *outbox) add(limit int, head func(b []byte) []byte, message, attachment [][]byte) bool {
-	o.mu.Lock()
-	if o.closed || o.bytes > limit {
-		o.mu.Unlock()
-		return false
-	}
-	first := o.bytes == 0
-	before := len(o.small)
-	o.small = head(o.small)
-	o.bytes += len(o.small) - before
-	for _, pieces := range [2][][]byte{message, attachment} {
-		for _, p := range pieces {
-			o.piece(p)
-		}
-	}
-	o.mu.Unlock()
-	if first {
-		o.signal()
-	}
-	return true
+// outbox is a run of frames to be written: small pieces copied together, large ones
+// referred to.
+type outbox struct {
+	small  []byte
+	large  []largeRef
+	queued int // bytes, large pieces included
 }
 
-func (o *outbox) signal() {
+// largeRef is a large piece and how many bytes of small stand in front of it.
+type largeRef struct {
+	at    int
+	piece []byte
+}
+
+func (o *outbox) request(c *Call, id int64, message, attachment int) {
+	before := len(o.small)
+	o.small = baidustd.AppendRequest(o.small, c.Service, c.Method, id, message, attachment)
+	o.queued += len(o.small) - before
+	for _, p := range c.Message {
+		o.put(p)
+	}
+	for _, p := range c.Attachment {
+		o.put(p)
+	}
+}
+
+func (o *outbox) response(id int64, code int32, text string, message []byte, attachment [][]byte) {
+	before := len(o.small)
+	o.small = baidustd.AppendResponse(o.small, code, text, id, len(message), total(attachment))
+	o.queued += len(o.small) - before
+	o.put(message)
+	for _, p := range attachment {
+		o.put(p)
+	}
+}
+
+func (o *outbox) put(piece []byte) {
+	o.queued += len(piece)
+	if len(piece) < largePiece {
+		o.small = append(o.small, piece...)
+		return
+	}
+	o.large = append(o.large, largeRef{at: len(o.small), piece: piece})
+}
+
+// buffers appends what writev takes to v.
+func (o *outbox) buffers(v net.Buffers) net.Buffers {
+	at := 0
+	for _, l := range o.large {
+		if l.at > at {
+			v = append(v, o.small[at:l.at])
+			at = l.at
+		}
+		v = append(v, l.piece)
+	}
+	if at < len(o.small) {
+		v = append(v, o.small[at:])
+	}
+	return v
+}
+
+// reset empties the outbox for reuse, and lets go of large pieces. A large buffer is
+// kept only while it is made use of.
+func (o *outbox) reset() {
+	if n := cap(o.small); n > keepInUse || n > keepAlways && len(o.small) < n/8 {
+		o.small = nil
+	}
+	clear(o.large)
+	o.small, o.large, o.queued = o.small[:0], o.large[:0], 0
+}
+
+// outlet is the meeting point of those who have frames to send on a connection and its
+// writer. The writer takes all there is at a time, so that what gathers while it writes
+// goes out in one piece.
+//
+// Ownership: mu guards the fields, and those of the struct it is embedded in. It is a
+// leaf lock.
+type outlet struct {
+	mu      sync.Mutex
+	out     outbox
+	idle    bool          // the writer waits for wake
+	stopped error         // why the connection is not to be written to any more
+	wake    chan struct{} // capacity 1; only the writer receives
+}
+
+func newOutlet() outlet { return outlet{wake: make(chan struct{}, 1)} }
+
+// rouse reports whether the writer must be woken. mu is held; signal follows once it is not.
+func (o *outlet) rouse() bool {
+	idle := o.idle
+	o.idle = false
+	return idle
+}
+
+func (o *outlet) signal() {
 	select {
 	case o.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (o *outbox) piece(p []byte) {
-	o.bytes += len(p)
-	if len(p) < largePiece {
-		o.small = append(o.small, p...)
-		return
-	}
-	if o.cut < len(o.small) {
-		o.parts = append(o.parts, part{from: o.cut, to: len(o.small)})
-		o.cut = len(o.small)
-	}
-	o.parts = append(o.parts, part{large: p})
-}
-
-// take returns what waits, as buffers to write. The small bytes are to be given back.
-func (o *outbox) take(bufs net.Buffers) (_ net.Buffers, small []byte) {
+// take waits for frames and swaps them with batch, which is empty. It returns false
+// when there is nothing more to write on this connection.
+func (o *outlet) take(batch *outbox) bool {
 	o.mu.Lock()
+	for o.stopped == nil && o.out.queued == 0 {
+		o.idle = true
+		o.mu.Unlock()
+		<-o.wake
+		o.mu.Lock()
+	}
+	o.idle = false
 	defer o.mu.Unlock()
-	bufs = bufs[:0]
-	if o.bytes == 0 {
-		return bufs, nil
+	if o.stopped != nil {
+		return false
 	}
-	small = o.small
-	for _, p := range o.parts {
-		if p.large != nil {
-			bufs = append(bufs, p.large)
-		} else {
-			bufs = append(bufs, small[p.from:p.to])
-		}
-	}
-	if o.cut < len(small) {
-		bufs = append(bufs, small[o.cut:])
-	}
-	clear(o.parts)
-	o.small, o.parts, o.cut, o.bytes, o.spare = o.spare[:0], o.parts[:0], 0, 0, nil
-	return bufs, small
+	o.out, *batch = *batch, o.out
+	return true
 }
 
-// giveBack returns the buffer that take handed out.
-func (o *outbox) giveBack(small []byte) {
-	if cap(small) > keepSmall {
-		return
-	}
+// stop ends the writer. The first reason stays; stop returns whether this one is it.
+func (o *outlet) stop(reason error) bool {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.spare == nil {
-		o.spare = small[:0]
-	}
-}
-
-// close drops what waits and ends the writer.
-func (o *outbox) close() {
-	o.mu.Lock()
-	o.closed, o.small, o.parts, o.bytes, o.cut = true, nil, nil, 0, 0
+	first := o.stopHeld(reason)
 	o.mu.Unlock()
 	o.signal()
+	return first
 }
 
-func (o *outbox) isClosed() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.closed
+// stopHeld is stop where mu is held. signal follows once it is not.
+func (o *outlet) stopHeld(reason error) bool {
+	first := o.stopped == nil
+	if first {
+		o.stopped = reason
+	}
+	return first
+}
+
+// closeNow closes a connection without TLS's farewell, for which a peer that does not
+// read could make the caller wait. Frames know their length and need none.
+func closeNow(conn net.Conn) {
+	if s, ok := conn.(*tls.Conn); ok {
+		conn = s.NetConn()
+	}
+	_ = conn.Close() // whatever it says, the connection is of no more use
+}
+
+// frameWriter writes batches to a connection.
+//
+// Ownership: the writer goroutine of the connection.
+type frameWriter struct {
+	conn     net.Conn
+	timeout  time.Duration // for a batch
+	deadline time.Time
+	batch    outbox
+	vec      net.Buffers // kept for its capacity
+	rest     net.Buffers // what WriteTo has not consumed; a field, because it escapes
+}
+
+// flush writes the batch and empties it.
+func (w *frameWriter) flush() error {
+	// A deadline that is at least half away is left alone: moving it is not free.
+	if now := time.Now(); w.deadline.Sub(now) < w.timeout/2 {
+		w.deadline = now.Add(w.timeout)
+		if err := w.conn.SetWriteDeadline(w.deadline); err != nil {
+			return err
+		}
+	}
+	var err error
+	if len(w.batch.large) == 0 {
+		_, err = w.conn.Write(w.batch.small)
+	} else {
+		w.vec = w.batch.buffers(w.vec[:0])
+		w.rest = w.vec
+		_, err = w.rest.WriteTo(w.conn)
+		clear(w.vec)
+	}
+	w.batch.reset()
+	return err
 }

@@ -5,8 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
-	"sync"
 	"syscall"
 	"time"
 
@@ -15,240 +15,434 @@ import (
 	"github.com/graft-raft/graft/raftpb"
 )
 
-// peer is the way to one address: the connection, or the attempts to get one.
+// peer is the process at an address, as far as calls to it are concerned: the
+// connection, the calls that wait, and what is known about its life.
 //
-// Invariants: at most one dialer runs; calls wait in queue only while it does.
+// Frames are encoded when they are called for. While a connection is being made they
+// gather in the outlet; when one fails, or breaks, all calls fail and the outlet is
+// emptied.
 //
-// Ownership: any goroutine; mu is a leaf lock.
+// Invariant: while run does not run, there is no call and no connection.
+//
+// Ownership: mu of the outlet guards the fields below it.
 type peer struct {
-	t       *TCP
-	address string
+	t          *TCP
+	address    string
+	backlogErr error
 
-	mu          sync.Mutex
-	conn        *conn
-	dialing     bool
-	queue       []Call
-	queued      int // bytes
-	retryAt     time.Time
-	backoff     time.Duration
-	lastErr     error
+	outlet
+	calls   callTable
+	running bool
+	closed  bool
+	conn    net.Conn // nil while there is none
+
+	failures int           // attempts that led to nothing, in a row
+	retryAt  time.Duration // no attempt before; 0 if one may be made, or is under way
+	retryErr error         // why; calls fail with it until then
+
+	frames    uint64        // received on this connection
+	silent    time.Duration // when the first call since the last answer was made; 0 if there is none
+	connected time.Duration // since when
+
 	watchers    int
-	retry       *time.Timer
-	broke       bool   // an established connection broke, and no attempt has succeeded since
-	incarnation uint64 // of the process that answered last; 0: unknown
-	ended       bool
+	greeted     bool   // Hello was sent on this connection
+	suspect     bool   // an established connection broke, and no other was made since
+	incarnation uint64 // of the process that was seen last; 0 if unknown
 }
 
-const (
-	firstBackoff = 10 * time.Millisecond
-	lastBackoff  = time.Second
-)
+func newPeer(t *TCP, address string) *peer {
+	return &peer{
+		t: t, address: address, backlogErr: fmt.Errorf("%w: %s", ErrBacklog, address),
+		outlet: newOutlet(), calls: callTable{earliest: never},
+	}
+}
 
-// call sends a request, or queues it while a connection is being made.
-func (p *peer) call(c Call) {
+// call sends a request, or returns why it cannot be sent.
+func (p *peer) call(c *Call) error {
+	message, attachment := total(c.Message), total(c.Attachment)
+	if size := message + attachment; size > p.t.o.MaxBody {
+		return fmt.Errorf("%w: %d bytes for %s", ErrTooLarge, size, p.address)
+	}
+	deadline := never
+	if c.Timeout > 0 {
+		deadline = p.t.now() + c.Timeout
+	}
 	p.mu.Lock()
-	if k := p.conn; k != nil {
+	if err := p.refusal(message + attachment); err != nil {
 		p.mu.Unlock()
-		k.call(c)
-		return
-	}
-	n := size(c.Message) + size(c.Attachment)
-	var err error
-	switch {
-	case p.ended:
-		err = ErrClosed
-	case !p.dialing && time.Now().Before(p.retryAt):
-		err = errors.Join(errRefusedCall, p.lastErr)
-	case len(p.queue) >= p.t.o.MaxPending || p.queued+n > p.t.o.MaxPendingBytes && p.queued > 0:
-		err = ErrBacklog
-	}
-	if err != nil {
-		p.mu.Unlock()
-		c.Done(Reply{Err: fmt.Errorf("%s: %w", p.address, err)})
-		return
-	}
-	p.queue = append(p.queue, c)
-	p.queued += n
-	p.dialLocked()
-	p.mu.Unlock()
-}
-
-// dialLocked starts a dialer if none runs. The caller holds mu. If the transport is closed, end
-// fails the queue.
-func (p *peer) dialLocked() {
-	if p.dialing || p.ended || p.conn != nil {
-		return
-	}
-	p.dialing = true
-	if !p.t.spawn(p.dial) {
-		p.dialing = false
-	}
-}
-
-// dial makes one attempt to connect.
-func (p *peer) dial() {
-	ctx, cancel := context.WithTimeout(p.t.ctx, p.t.o.DialTimeout)
-	defer cancel()
-	c, err := p.t.o.Dial(ctx, p.address)
-	if err == nil && p.t.o.TLS != nil {
-		c, err = p.secure(ctx, c)
-	}
-	if err != nil {
-		p.dialFailed(err)
-		return
-	}
-	k := newConn(p.t, c, p.address)
-	k.onClose = func(reason error) { p.lost(k, reason) }
-	if !p.t.spawn(func() { k.close(k.read(false)) }) {
-		_ = c.Close() // the transport is closing
-		p.dialFailed(ErrClosed)
-		return
-	}
-	p.t.wg.Add(1) // the dialer itself is counted, so the wait has not ended
-	go k.write()
-	p.mu.Lock()
-	p.conn, p.dialing, p.backoff, p.retryAt, p.broke = k, false, 0, time.Time{}, false
-	queue, ended := p.queue, p.ended
-	p.queue, p.queued = nil, 0
-	p.mu.Unlock()
-	p.introduce(k)
-	for _, call := range queue {
-		k.call(call)
-	}
-	if ended {
-		k.close(ErrClosed)
-		return
-	}
-	k.mu.Lock()
-	closed := k.closed
-	k.mu.Unlock()
-	if closed != nil { // it broke before anybody knew of it
-		p.lost(k, closed)
-	}
-}
-
-func (p *peer) secure(ctx context.Context, c net.Conn) (net.Conn, error) {
-	config := p.t.o.TLS.Clone()
-	if config.ServerName == "" {
-		host, _, err := net.SplitHostPort(p.address)
-		if err != nil {
-			return nil, errors.Join(err, c.Close())
+		if errors.Is(err, ErrBacklog) {
+			p.t.stats.backlog.Add(1)
 		}
-		config.ServerName = host
+		return err
 	}
-	s := tls.Client(c, config)
+	sweep := deadline < p.calls.earliest
+	p.add(c, deadline, message, attachment)
+	start, wake := p.rouseOrStart()
+	p.mu.Unlock()
+	if sweep {
+		p.t.sweepBy(deadline)
+	}
+	p.act(start, wake)
+	return nil
+}
+
+// refusal returns why a call of that size is not accepted now. mu is held.
+func (p *peer) refusal(size int) error {
+	o := &p.t.o
+	switch {
+	case p.closed:
+		return ErrClosed
+	case p.retryAt > 0 && p.t.now() < p.retryAt:
+		return p.retryErr
+	case p.calls.count >= o.MaxPending, p.calls.count > 0 && p.calls.bytes+size > o.MaxPendingBytes:
+		return p.backlogErr
+	}
+	return nil
+}
+
+// add queues a call. mu is held.
+func (p *peer) add(c *Call, deadline time.Duration, message, attachment int) {
+	id := p.calls.add(c.Done, deadline, message+attachment)
+	p.out.request(c, id, message, attachment)
+	if p.silent == 0 {
+		p.silent = p.t.now()
+	}
+}
+
+// rouseOrStart says what must be done for what was queued to be sent. mu is held; act
+// follows once it is not.
+func (p *peer) rouseOrStart() (start, wake bool) {
+	if !p.running {
+		p.running = true
+		return true, false
+	}
+	return false, p.rouse()
+}
+
+func (p *peer) act(start, wake bool) {
+	if wake {
+		p.signal()
+	}
+	if !start {
+		return
+	}
+	if p.t.hold() {
+		go p.run()
+		return
+	}
+	p.mu.Lock()
+	p.running, p.closed = false, true
+	ended := p.drop()
+	p.mu.Unlock()
+	failAll(ended, ErrClosed)
+}
+
+// drop ends all calls and forgets what was to be sent. mu is held.
+func (p *peer) drop() []func(Reply) {
+	p.out.reset()
+	p.silent = 0
+	return p.calls.clear()
+}
+
+// run connects, and then is the connection's writer, for as long as there are calls or
+// watchers.
+func (p *peer) run() {
+	defer p.t.wg.Done()
+	for p.wanted() {
+		conn, err := p.connect()
+		if err != nil {
+			p.missed(err)
+		} else {
+			p.use(conn)
+		}
+		p.pause()
+	}
+}
+
+// wanted reports whether there is a reason to connect. If not, run is over.
+func (p *peer) wanted() bool {
+	p.mu.Lock()
+	if !p.closed && (p.watchers > 0 || p.calls.count > 0) {
+		p.retryAt = 0
+		p.mu.Unlock()
+		return true
+	}
+	p.running = false
+	ended := p.drop() // there are some only if closed
+	p.mu.Unlock()
+	failAll(ended, ErrClosed)
+	return false
+}
+
+// connect makes one attempt. A host name is looked up each time.
+func (p *peer) connect() (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(p.t.ctx, p.t.o.ConnectTimeout)
+	defer cancel()
+	conn, err := p.t.o.Dial(ctx, "tcp", p.address)
+	if err != nil || p.t.o.TLS == nil {
+		return conn, err
+	}
+	s := tls.Client(conn, clientTLS(p.t.o.TLS, p.address))
+	ctx, cancel = context.WithTimeout(p.t.ctx, p.t.o.HandshakeTimeout)
+	defer cancel()
 	if err := s.HandshakeContext(ctx); err != nil {
-		return nil, errors.Join(err, c.Close())
+		closeNow(conn)
+		return nil, fmt.Errorf("%w: %w", errHandshake, err)
 	}
 	return s, nil
 }
 
-// dialFailed fails what waits and sets the pause before the next attempt.
-func (p *peer) dialFailed(err error) {
-	refused := errors.Is(err, syscall.ECONNREFUSED)
+// missed takes note of an attempt that failed.
+func (p *peer) missed(err error) {
+	p.t.stats.dialFailed.Add(1)
+	if errors.Is(err, errHandshake) {
+		p.t.ended("connection to", p.address, err)
+	}
+	err = fmt.Errorf("%w: %w", ErrUnreachable, err)
 	p.mu.Lock()
-	p.dialing, p.lastErr = false, err
-	p.backoff = min(max(2*p.backoff, firstBackoff), lastBackoff)
-	pause := jitter(p.backoff)
-	p.retryAt = time.Now().Add(pause)
-	queue := p.queue
-	p.queue, p.queued = nil, 0
-	down := refused && p.broke && p.watchers > 0
-	if down {
-		p.broke = false
+	p.backOff(err)
+	died := p.suspect && p.watchers > 0 && isRefused(err)
+	if died {
+		// What answers there one day is another process: no second report.
+		p.suspect, p.incarnation = false, 0
 	}
-	p.retryLaterLocked(pause)
+	ended, first := p.drop(), p.failures == 1
 	p.mu.Unlock()
-	for _, c := range queue {
-		c.Done(Reply{Err: fmt.Errorf("%w: %s: %w", ErrUnreachable, p.address, err)})
+	if first && p.t.ctx.Err() == nil {
+		p.t.logf("rpc: cannot connect to %s: %v", p.address, err)
 	}
-	if down {
+	failAll(ended, err)
+	if died {
 		p.down()
 	}
 }
 
-// retryLaterLocked arranges for the next attempt to a watched peer. The caller holds mu.
-func (p *peer) retryLaterLocked(pause time.Duration) {
-	if p.watchers == 0 || p.ended {
-		return
-	}
-	if p.retry != nil {
-		p.retry.Stop()
-	}
-	p.retry = time.AfterFunc(pause, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.watchers > 0 {
-			p.dialLocked()
-		}
-	})
+// backOff sets the time of the next attempt. mu is held.
+func (p *peer) backOff(err error) {
+	d := min(backoffMin<<min(p.failures, 10), backoffMax)
+	p.failures++
+	p.retryAt = p.t.now() + d/2 + rand.N(d/2+1)
+	p.retryErr = err
 }
 
-// lost is called when the connection has ended.
-func (p *peer) lost(k *conn, reason error) {
+// pause waits until the next attempt may be made, if there are watchers; otherwise the
+// next call starts run anew.
+func (p *peer) pause() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.conn != k {
+	for {
+		left := p.retryAt - p.t.now()
+		if left <= 0 || p.closed || p.watchers == 0 {
+			break
+		}
+		p.mu.Unlock()
+		timer := time.NewTimer(left)
+		select {
+		case <-timer.C:
+		case <-p.wake: // closed, or watched no more, or of a time past
+		}
+		timer.Stop()
+		p.mu.Lock()
+	}
+	p.mu.Unlock()
+}
+
+// use runs a connection until it breaks.
+func (p *peer) use(conn net.Conn) {
+	p.t.stats.dialed.Add(1)
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		closeNow(conn)
 		return
 	}
-	p.conn, p.lastErr, p.broke = nil, reason, true
-	if p.watchers > 0 {
-		p.dialLocked() // at once: a refusal tells that the process is gone
+	p.conn, p.stopped, p.frames, p.connected = conn, nil, 0, p.t.now()
+	p.suspect, p.greeted = false, false
+	if p.silent > 0 {
+		p.silent = p.connected
+	}
+	p.mu.Unlock()
+	p.greet()
+	done := make(chan struct{})
+	go p.read(conn, done)
+	w := frameWriter{conn: conn, timeout: p.t.o.WriteTimeout}
+	for p.take(&w.batch) {
+		if err := w.flush(); err != nil {
+			p.stop(fmt.Errorf("%w: %w", errWrite, err))
+		}
+	}
+	closeNow(conn) // this ends the reader
+	<-done
+	p.lost()
+}
+
+// lost takes note of a connection's end.
+func (p *peer) lost() {
+	p.mu.Lock()
+	reason := p.stopped
+	err := fmt.Errorf("%w: connection to %s: %w", ErrUnreachable, p.address, reason)
+	if p.closed {
+		err = ErrClosed
+	}
+	p.conn = nil
+	p.suspect = p.watchers > 0
+	if p.frames == 0 && p.t.now()-p.connected < backoffMax {
+		p.backOff(err) // it was accepted only to be closed: do not try that in a loop
+	} else {
+		p.failures = 0
+	}
+	ended := p.drop()
+	p.mu.Unlock()
+	p.t.ended("connection to", p.address, reason)
+	failAll(ended, err)
+}
+
+// read is the connection's reader.
+func (p *peer) read(conn net.Conn, done chan<- struct{}) {
+	defer close(done)
+	in := newFrameReader(conn, p.t.o.MaxBody, p.t.o.FrameTimeout)
+	for {
+		f, err := in.next()
+		if err == nil && !f.meta.IsResponse {
+			err = errDirection
+		}
+		if err != nil {
+			p.stop(err)
+			closeNow(conn) // the writer may be within it
+			return
+		}
+		p.answered(&f)
 	}
 }
 
-// introduce asks the peer's process who it is.
-func (p *peer) introduce(k *conn) {
-	b, err := proto.Marshal(&raftpb.HelloRequest{Incarnation: &p.t.start.Incarnation, Address: &p.t.start.Address})
-	if err != nil {
-		return // cannot happen; and nothing depends on it
+// answered hands an answer to the call it is for.
+func (p *peer) answered(f *frame) {
+	p.mu.Lock()
+	p.frames++
+	p.silent = 0
+	done := p.calls.remove(f.meta.CorrelationID)
+	p.mu.Unlock()
+	if done == nil {
+		p.t.stats.late.Add(1)
+		return
 	}
-	k.call(Call{Service: helloService, Method: helloMethod, Message: [][]byte{b}, Timeout: p.t.o.FrameTimeout, Done: func(r Reply) {
-		resp := new(raftpb.HelloResponse)
-		if r.Err != nil || r.Code != 0 || proto.Unmarshal(r.Message, resp) != nil {
-			return // a braft peer does not know the method
-		}
-		p.mu.Lock()
-		other := p.incarnation != 0 && p.incarnation != resp.GetIncarnation() && p.watchers > 0
-		p.incarnation = resp.GetIncarnation()
+	r := Reply{Code: f.meta.ErrorCode, Message: f.message, Attachment: f.attachment}
+	switch {
+	case f.bad != "":
+		p.t.stats.bad.Add(1)
+		r = Reply{Err: fmt.Errorf("%w: %s: %s", ErrBadReply, p.address, f.bad)}
+	case r.Code != 0:
+		r.Text = string(f.meta.ErrorText)
+	}
+	done(r)
+}
+
+// sweep ends calls that have timed out, and returns when to look again.
+func (p *peer) sweep(now time.Duration) (next time.Duration) {
+	p.mu.Lock()
+	ended := p.calls.expire(now, nil)
+	next = p.calls.earliest
+	// A connection over which nothing comes any more can stay so for minutes, while
+	// TCP waits longer and longer to send again.
+	var silent net.Conn
+	if len(ended) > 0 && p.silent > 0 && now-p.silent >= p.t.o.SilenceTimeout && p.conn != nil {
+		silent = p.conn
+		p.stopHeld(errSilent)
+	}
+	p.mu.Unlock()
+	if silent != nil {
+		p.signal()
+		closeNow(silent)
+	}
+	if len(ended) > 0 {
+		p.t.stats.timeouts.Add(uint64(len(ended)))
+		failAll(ended, fmt.Errorf("%w from %s", ErrTimeout, p.address))
+	}
+	return next
+}
+
+// close ends everything for good.
+func (p *peer) close() {
+	p.mu.Lock()
+	p.closed = true
+	conn := p.conn
+	p.mu.Unlock()
+	p.stop(ErrClosed)
+	if conn != nil {
+		closeNow(conn)
+	}
+}
+
+// watch turns a watch on or off.
+func (p *peer) watch(on bool) {
+	p.mu.Lock()
+	if !on {
+		p.watchers = max(p.watchers-1, 0)
 		p.mu.Unlock()
-		if other {
-			p.down()
-		}
-	}})
+		p.signal() // pause may be waiting
+		return
+	}
+	p.watchers++
+	if p.watchers == 1 { // what happened before is not evidence of a death now
+		p.suspect, p.incarnation, p.greeted = false, 0, false
+	}
+	var start bool
+	if !p.closed && p.conn == nil {
+		start, _ = p.rouseOrStart()
+	}
+	p.mu.Unlock()
+	p.act(start, false)
+	p.greet()
 }
 
+// greet asks a watched process who it is, once per connection. A braft peer does not
+// know the method.
+func (p *peer) greet() {
+	hello, err := proto.Marshal(&raftpb.HelloRequest{
+		Incarnation: &p.t.start.Incarnation, Address: &p.t.start.Address,
+	})
+	if err != nil {
+		return // cannot be: there is nothing in it that could fail
+	}
+	p.mu.Lock()
+	if p.closed || p.conn == nil || p.watchers == 0 || p.greeted {
+		p.mu.Unlock()
+		return
+	}
+	p.greeted = true
+	deadline := p.t.now() + helloTimeout
+	p.add(&Call{
+		Service: helloService, Method: helloMethod, Message: [][]byte{hello}, Done: p.introduced,
+	}, deadline, len(hello), 0)
+	wake := p.rouse()
+	p.mu.Unlock()
+	p.t.sweepBy(deadline)
+	p.act(false, wake)
+}
+
+// introduced takes the answer to a Hello.
+func (p *peer) introduced(r Reply) {
+	var hello raftpb.HelloResponse
+	if r.Err != nil || r.Code != 0 || proto.Unmarshal(r.Message, &hello) != nil {
+		return // not a graft process, or not any more: nothing is learned
+	}
+	p.mu.Lock()
+	died := p.watchers > 0 && p.incarnation != 0 && p.incarnation != hello.GetIncarnation()
+	p.incarnation = hello.GetIncarnation()
+	p.mu.Unlock()
+	if died {
+		p.down()
+	}
+}
+
+// down reports that the process is dead.
 func (p *peer) down() {
 	if p.t.start.Down != nil && p.t.ctx.Err() == nil {
 		p.t.start.Down(p.address)
 	}
 }
 
-func (p *peer) watch(on bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !on {
-		p.watchers = max(p.watchers-1, 0)
-		return
-	}
-	p.watchers++
-	p.dialLocked()
-}
-
-// end fails what waits, for good.
-func (p *peer) end() {
-	p.mu.Lock()
-	p.ended = true
-	k, queue := p.conn, p.queue
-	p.queue, p.queued = nil, 0
-	if p.retry != nil {
-		p.retry.Stop()
-	}
-	p.mu.Unlock()
-	if k != nil {
-		k.close(ErrClosed)
-	}
-	for _, c := range queue {
-		c.Done(Reply{Err: fmt.Errorf("%s: %w", p.address, ErrClosed)})
-	}
+// isRefused reports whether a host said that nobody listens.
+func isRefused(err error) bool {
+	const wsaConnRefused = syscall.Errno(10061) // what it is called on Windows
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, wsaConnRefused)
 }

@@ -2,114 +2,166 @@ package rpc
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/graft-raft/graft/internal/baidustd"
 )
 
-// errStalled says that a frame was begun and not continued in time.
-var errStalled = errors.New("frame stalled")
-
-// frameReader cuts frames out of a connection.
-//
-// Invariant: bytes handed out are never written again.
-//
-// Ownership: the connection's reader.
-type frameReader struct {
-	c       net.Conn
-	maxBody int
-	stall   time.Duration // how long a frame that was begun may make no progress
-	buf     []byte        // buf[r:w] was read and not handed out
-	r, w    int
-	armed   bool // a read deadline is set
-}
-
+// Tuning constants of reading.
 const (
-	slabSize  = 64 << 10
-	firstGrow = 256 << 10 // a large frame's buffer begins with this and doubles as bytes arrive
+	firstSlab = 2 << 10  // of a connection, which may never say much
+	fullSlab  = 64 << 10 // frames larger than this get a buffer of their own
+	growFirst = 256 << 10
+	growTrust = 4 << 20 // the most that a header alone makes a reader allocate
+	stride    = 64 << 10
 )
 
-// next returns the next frame's meta and what follows it.
-func (f *frameReader) next() (meta, payload []byte, err error) {
-	if err := f.need(baidustd.HeaderSize); err != nil {
-		return nil, nil, err
-	}
-	body, metaSize, err := baidustd.ParseHeader(f.buf[f.r:f.w], f.maxBody)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := f.need(baidustd.HeaderSize + body); err != nil {
-		return nil, nil, err
-	}
-	frame := f.buf[f.r+baidustd.HeaderSize : f.r+baidustd.HeaderSize+body : f.r+baidustd.HeaderSize+body]
-	f.r += baidustd.HeaderSize + body
-	return frame[:metaSize:metaSize], frame[metaSize:], nil
+var (
+	errTruncated = errors.New("connection ended within a frame")
+	errStalled   = errors.New("frame does not arrive")
+)
+
+// frameReader cuts frames out of a connection's bytes.
+//
+// Small frames share slabs, a large one has its own buffer. Neither is ever used again
+// once a view into it was handed out, so that views stay valid without a copy.
+//
+// Invariant: buf[r:w] is what was read and not yet handed out; it begins with a frame.
+//
+// Ownership: the reader goroutine of the connection.
+type frameReader struct {
+	conn    net.Conn
+	maxBody int
+	timeout time.Duration // for a frame, or 64 KiB of it, from its first byte
+
+	buf  []byte
+	r, w int
+	slab int // size of the next slab
+	grow int // size of the first buffer of a large frame: no more than came before
+
+	partial time.Time // when the frame at r must have got on; zero between frames
+	mark    int       // size of the frame at r at which partial was set
+	armed   bool      // conn has a read deadline, which may be of a frame before
 }
 
-// need reads until n bytes are there.
-func (f *frameReader) need(n int) error {
-	for f.w-f.r < n {
-		if err := f.room(n); err != nil {
-			return err
-		}
-		if err := f.arm(); err != nil {
-			return err
-		}
-		got, err := f.c.Read(f.buf[f.w:])
-		f.w += got
-		if got > 0 && f.w-f.r < 4 && !baidustd.CheckMagic(f.buf[f.r:f.w]) {
-			return baidustd.ErrMagic
-		}
-		if err != nil && f.w-f.r < n {
-			return f.explain(err)
-		}
-	}
-	return nil
+func newFrameReader(conn net.Conn, maxBody int, timeout time.Duration) frameReader {
+	return frameReader{conn: conn, maxBody: maxBody, timeout: timeout, slab: firstSlab, grow: growFirst}
 }
 
-// arm limits how long the rest of a frame may take. Between frames there is no limit.
-func (f *frameReader) arm() error {
-	switch {
-	case f.w > f.r:
+// next returns the next frame. After an error the connection is of no more use.
+func (f *frameReader) next() (frame, error) {
+	for {
+		need := baidustd.HeaderSize
+		b := f.buf[f.r:f.w]
+		if !baidustd.CheckMagic(b) {
+			return frame{}, fmt.Errorf("%w: % x", baidustd.ErrMagic, b[:min(len(b), 16)])
+		}
+		if len(b) >= need {
+			body, meta, err := baidustd.ParseHeader(b, f.maxBody)
+			if err != nil {
+				return frame{}, fmt.Errorf("%w: % x", err, b[:baidustd.HeaderSize])
+			}
+			if need += body; len(b) >= need {
+				f.r += need
+				f.partial = time.Time{}
+				f.grow = min(max(f.grow, need), growTrust)
+				return parseBody(b[baidustd.HeaderSize:need:need], meta)
+			}
+		}
+		if err := f.fill(need); err != nil {
+			return frame{}, err
+		}
+	}
+}
+
+// fill reads at least one more byte of the frame at r, which has the given size.
+func (f *frameReader) fill(size int) error {
+	f.room(size)
+	for {
+		f.setDeadline()
+		n, err := f.conn.Read(f.buf[f.w:])
+		f.w += n
+		switch {
+		case n > 0:
+			return nil
+		case err == nil: // allowed, if strange
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if err := f.passed(size); err != nil {
+				return err
+			}
+		case err == io.EOF && f.r < f.w:
+			return errTruncated
+		default:
+			return err
+		}
+	}
+}
+
+// setDeadline sees to it that a frame that has begun goes on. A deadline is left where
+// it is when its frame is complete: most frames come in one piece with others, and
+// to move the deadline each time would cost as much as to read them. That a deadline
+// cannot be set is no news: the connection is closed, as Read says next.
+func (f *frameReader) setDeadline() {
+	size := f.w - f.r
+	if size == 0 {
+		return
+	}
+	if f.partial.IsZero() || size >= f.mark+stride {
+		f.partial, f.mark = time.Now().Add(f.timeout), size
+	}
+	if !f.armed {
 		f.armed = true
-		return f.c.SetReadDeadline(time.Now().Add(f.stall))
-	case f.armed:
-		f.armed = false
-		return f.c.SetReadDeadline(time.Time{})
+		_ = f.conn.SetReadDeadline(f.partial) // see above
 	}
-	return nil
 }
 
-func (f *frameReader) explain(err error) error {
-	var ne net.Error
-	switch {
-	case errors.As(err, &ne) && ne.Timeout():
-		return errStalled
-	case errors.Is(err, io.EOF) && f.w > f.r:
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// room makes place for more of a frame of n bytes. A large frame's place grows with
-// what has arrived, so that an announced size alone costs nothing.
-func (f *frameReader) room(n int) error {
-	have := f.w - f.r
-	switch {
-	case f.w < len(f.buf) && len(f.buf)-f.r >= min(n, slabSize):
+// passed is called when the read deadline has passed. It may be one of a frame that has
+// arrived since.
+func (f *frameReader) passed(size int) error {
+	f.armed = false
+	if f.r == f.w {
+		_ = f.conn.SetReadDeadline(time.Time{}) // as above
 		return nil
-	case n <= slabSize:
-		f.move(slabSize)
-	default:
-		f.move(min(n, max(firstGrow, 2*have)))
 	}
-	return nil
+	if time.Now().Before(f.partial) {
+		return nil // setDeadline sets the right one
+	}
+	return fmt.Errorf("%w: %d of %d bytes", errStalled, f.w-f.r, size)
 }
 
-func (f *frameReader) move(size int) {
-	fresh := make([]byte, size)
-	f.w = copy(fresh, f.buf[f.r:f.w])
-	f.buf, f.r = fresh, 0
+// room makes room to read more of the frame at r, which has the given size.
+func (f *frameReader) room(size int) {
+	have, free := f.w-f.r, len(f.buf)-f.w
+	switch {
+	case size > fullSlab:
+		f.roomLarge(size, have, free)
+	case f.r+size > len(f.buf) || have == 0 && free < len(f.buf)/16:
+		// What is left is too little for the frame, or for a read that is worth a call.
+		// A frame for which there is room stays: it might come byte by byte.
+		n := max(f.slab, size)
+		f.slab = min(f.slab*4, fullSlab)
+		f.move(make([]byte, n))
+	}
+}
+
+// roomLarge makes room in a buffer that holds nothing but one large frame.
+func (f *frameReader) roomLarge(size, have, free int) {
+	if f.r == 0 && free > 0 && len(f.buf) <= size && len(f.buf) > fullSlab {
+		return
+	}
+	n := min(size, f.grow)
+	if have >= n {
+		n = min(size, have*4)
+	}
+	f.move(make([]byte, n))
+}
+
+// move continues in another buffer.
+func (f *frameReader) move(to []byte) {
+	f.w = copy(to, f.buf[f.r:f.w])
+	f.r, f.buf = 0, to
 }

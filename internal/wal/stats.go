@@ -43,8 +43,11 @@ func (s *Store) Opening() uint64 { return s.id.opening }
 func (s *Store) Space() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.spaceErr == nil || len(s.free) > 1 || s.cur.size-s.off > min(s.o.SegmentSize/4, 4<<20) {
+	switch {
+	case s.spaceErr == nil || len(s.free) > 1:
 		return nil
+	case len(s.free) == 1 && s.cur.size-s.off > min(s.o.SegmentSize/4, 4<<20):
+		return nil // the current segment has room; with none in reserve it is for what is urgent
 	}
 	return fmt.Errorf("%w: %w", ErrNoSpace, s.spaceErr)
 }

@@ -1,0 +1,2 @@
+// Package bench measures graft from outside, as a program that embeds it would.
+package bench

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+
+	"github.com/tidwall/redcon"
+)
+
+// keyReads are the commands that look at the keyspace. They are linearizable, on a follower too.
+var keyReads = []*command{
+	{name: "get", arity: 2, first: 1, last: 1, step: 1, group: "string", summary: "Returns the value of a key.", read: readGet},
+	{name: "mget", arity: -2, first: 1, last: -1, step: 1, group: "string", summary: "Returns the values of several keys at one moment.", read: readMGet},
+	{name: "strlen", arity: 2, first: 1, last: 1, step: 1, group: "string", summary: "Returns the length of a value.", read: readStrlen},
+	{name: "exists", arity: -2, first: 1, last: -1, step: 1, group: "generic", summary: "Counts those of the given keys that exist.", read: readExists},
+	{name: "scan", arity: -2, group: "generic", summary: "Iterates over the keys.", read: readScan},
+	{name: "dbsize", arity: 1, group: "server", summary: "Returns the number of keys.", read: readDBSize},
+}
+
+type query = func(*keyspace) *reply
+
+// readGet is GET key.
+func readGet(args [][]byte) (query, *reply) {
+	key := bytes.Clone(args[1])
+	return func(k *keyspace) *reply {
+		if value, ok := k.get(key); ok {
+			return bulkReply(value)
+		}
+		return replyNull
+	}, nil
+}
+
+// readMGet is MGET key [key …].
+func readMGet(args [][]byte) (query, *reply) {
+	keys := cloneAll(args[1:])
+	return func(k *keyspace) *reply {
+		values := make([][]byte, len(keys))
+		for i, key := range keys {
+			if value, ok := k.get(key); ok {
+				values[i] = value[:len(value):len(value)]
+				if value == nil {
+					values[i] = []byte{}
+				}
+			}
+		}
+		return bulksReply(values)
+	}, nil
+}
+
+// readStrlen is STRLEN key.
+func readStrlen(args [][]byte) (query, *reply) {
+	key := bytes.Clone(args[1])
+	return func(k *keyspace) *reply {
+		value, _ := k.get(key)
+		return intReply(int64(len(value)))
+	}, nil
+}
+
+// readExists is EXISTS key [key …]; a key that is named twice counts twice.
+func readExists(args [][]byte) (query, *reply) {
+	keys := cloneAll(args[1:])
+	return func(k *keyspace) *reply {
+		var n int64
+		for _, key := range keys {
+			if _, ok := k.get(key); ok {
+				n++
+			}
+		}
+		return intReply(n)
+	}, nil
+}
+
+// readDBSize is DBSIZE.
+func readDBSize([][]byte) (query, *reply) {
+	return func(k *keyspace) *reply { return intReply(int64(k.size)) }, nil
+}
+
+// Bounds of SCAN's COUNT: what a client gets unless it says something, and what it gets at most.
+const (
+	scanDefault = 10
+	scanMax     = 100_000
+)
+
+// readScan is SCAN cursor [MATCH pattern] [COUNT n] [TYPE name].
+func readScan(args [][]byte) (query, *reply) {
+	cursor, err := strconv.ParseUint(string(args[1]), 10, 64)
+	if err != nil {
+		return nil, replyBadCursor
+	}
+	if len(args)%2 != 0 {
+		return nil, replySyntax
+	}
+	pattern, count, none := "", int64(scanDefault), false
+	for i := 2; i < len(args); i += 2 {
+		value := string(args[i+1])
+		switch strings.ToUpper(string(args[i])) {
+		case "MATCH":
+			pattern = value
+		case "COUNT":
+			var ok bool
+			if count, ok = parseInt(args[i+1]); !ok {
+				return nil, replyNotInt
+			} else if count < 1 {
+				return nil, replySyntax
+			}
+		case "TYPE":
+			none = !strings.EqualFold(value, "string")
+		default:
+			return nil, replySyntax
+		}
+	}
+	return func(k *keyspace) *reply {
+		var keys []string
+		next := k.scan(cursor, int(min(count, scanMax)), func(key string) {
+			if !none && (pattern == "" || glob(pattern, key)) {
+				keys = append(keys, key)
+			}
+		})
+		b := redcon.AppendArray(nil, 2)
+		b = redcon.AppendBulkString(b, strconv.FormatUint(next, 10))
+		return rawReply(appendTexts(b, keys...))
+	}, nil
+}
+
+// cloneAll copies what lies in the connection's buffer.
+func cloneAll(args [][]byte) [][]byte {
+	all := make([][]byte, len(args))
+	for i, arg := range args {
+		all[i] = bytes.Clone(arg)
+	}
+	return all
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"github.com/graft-raft/graft"
+)
+
+func TestMain(m *testing.M) {
+	redis.SetLogger(silent{})
+	goleak.VerifyTestMain(m)
+}
+
+// silent keeps go-redis from reporting that replicas are down, which the tests see to.
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+// freeAddresses returns loopback addresses that nobody listens on, outside the range that the kernel takes for outgoing
+// connections, so that they are still free when a replica is started again.
+func freeAddresses(t *testing.T, n int) (addrs []string) {
+	t.Helper()
+	for range 10_000 {
+		if len(addrs) == n {
+			return addrs
+		}
+		addr := "127.0.0.1:" + strconv.Itoa(15_000+rand.IntN(17_000))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		defer l.Close() // until all are found, so that none is found twice
+		addrs = append(addrs, addr)
+	}
+	t.Fatal("no free ports")
+	return nil
+}
+
+// testGroup is a group of replicas in this process.
+type testGroup struct {
+	t        *testing.T
+	cfgs     []replicaConfig
+	replicas []*replica // nil: not running
+}
+
+// newTestGroup makes a group of n and starts the first running of them.
+func newTestGroup(t *testing.T, n, running int) *testGroup {
+	t.Helper()
+	addrs := freeAddresses(t, 2*n)
+	peers, err := graft.ParseConfiguration(strings.Join(addrs[:n], ","))
+	require.NoError(t, err)
+	g := &testGroup{t: t, replicas: make([]*replica, n)}
+	dir := t.TempDir()
+	for i := range n {
+		g.cfgs = append(g.cfgs, replicaConfig{
+			raft: addrs[i], redis: addrs[n+i], dir: filepath.Join(dir, strconv.Itoa(i)), group: "kv", peers: peers,
+			electionTimeout: 300 * time.Millisecond, log: zap.NewNop(),
+		})
+	}
+	t.Cleanup(func() {
+		for i := range g.replicas {
+			g.stop(i)
+		}
+	})
+	for i := range running {
+		g.start(i)
+	}
+	return g
+}
+
+func (g *testGroup) start(i int) {
+	g.t.Helper()
+	r, err := startReplica(g.cfgs[i])
+	require.NoError(g.t, err)
+	g.replicas[i] = r
+}
+
+func (g *testGroup) stop(i int) {
+	if r := g.replicas[i]; r != nil {
+		g.replicas[i] = nil
+		if err := r.Close(); err != nil {
+			g.t.Errorf("replica %d: close: %v", i, err)
+		}
+	}
+}
+
+// waitLeader returns the leader once every running replica knows it and its redis address, and it knows theirs.
+func (g *testGroup) waitLeader() (leader int) {
+	g.t.Helper()
+	waitFor(g.t, "a leader that all know", func() bool {
+		leader = -1
+		for i, r := range g.replicas {
+			if r != nil && r.node.IsLeader() {
+				leader = i
+			}
+		}
+		if leader < 0 {
+			return false
+		}
+		for _, r := range g.replicas {
+			if r == nil {
+				continue
+			}
+			if !r.node.LeaderID().Same(g.replicas[leader].self) {
+				return false
+			}
+			for i, o := range g.replicas {
+				if o != nil && r.machine.redisAddr(g.cfgs[i].raft) != g.cfgs[i].redis {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	return leader
+}
+
+// clusterClient is a go-redis client that knows all replicas.
+func (g *testGroup) clusterClient() *redis.ClusterClient {
+	var addrs []string
+	for _, cfg := range g.cfgs {
+		addrs = append(addrs, cfg.redis)
+	}
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs, MaxRedirects: 20, MaxRetryBackoff: 100 * time.Millisecond})
+	g.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// waitFor polls until ok, for half a minute.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("still not: %s", what)
+}
+
+// rawConn speaks the protocol byte by byte.
+type rawConn struct {
+	t    *testing.T
+	conn net.Conn
+	rd   *bufio.Reader
+}
+
+func dialRaw(t *testing.T, addr string) *rawConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	return &rawConn{t, conn, bufio.NewReader(conn)}
+}
+
+func (c *rawConn) send(commands ...string) {
+	c.t.Helper()
+	var b []byte
+	for _, cmd := range commands {
+		b = appendTexts(b, strings.Fields(cmd)...)
+	}
+	_, err := c.conn.Write(b)
+	require.NoError(c.t, err)
+}
+
+// recv reads one answer and shows it without line ends: "+OK", ":1", "$abc", "*[$a,_]".
+func (c *rawConn) recv() string {
+	c.t.Helper()
+	s, err := c.read()
+	require.NoError(c.t, err)
+	return s
+}
+
+func (c *rawConn) read() (string, error) {
+	line, err := c.rd.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	line = strings.TrimSuffix(line, "\r\n")
+	n, _ := strconv.Atoi(line[1:])
+	switch line[0] {
+	case '$':
+		if n < 0 {
+			return "$null", nil
+		}
+		b := make([]byte, n+2)
+		_, err := io.ReadFull(c.rd, b)
+		return "$" + string(b[:n]), err
+	case '*', '%':
+		if line[0] == '%' {
+			n *= 2
+		}
+		var items []string
+		for range n {
+			item, err := c.read()
+			if err != nil {
+				return "", err
+			}
+			items = append(items, item)
+		}
+		return fmt.Sprintf("%c[%s]", line[0], strings.Join(items, ",")), nil
+	}
+	return line, nil
+}
+
+// do sends one command and returns its answer.
+func (c *rawConn) do(cmd string) string {
+	c.t.Helper()
+	c.send(cmd)
+	return c.recv()
+}
+
+// infoRaftOf asks a replica for the Raft section of INFO.
+func infoRaftOf(ctx context.Context, c *redis.Client) (map[string]string, error) {
+	text, err := c.Info(ctx, "raft").Result()
+	if err != nil {
+		return nil, err
+	}
+	info := make(map[string]string)
+	for line := range strings.Lines(text) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[k] = v
+		}
+	}
+	return info, nil
+}

@@ -1,0 +1,368 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	killTimeout    = time.Second // the replicas' election timeout
+	killClients    = 8
+	killPace       = 2 * time.Millisecond // between two operations of a client
+	killKeys       = 12                   // that are in use at one time
+	killEpoch      = 2 * time.Second      // after which others take their place, so that histories stay short
+	killsByDefault = 10
+)
+
+// kills is how often the test kills: GRAFT_KILLS, or a few.
+func kills(t *testing.T) int {
+	n, err := strconv.Atoi(os.Getenv("GRAFT_KILLS"))
+	if os.Getenv("GRAFT_KILLS") == "" {
+		return killsByDefault
+	}
+	require.NoError(t, err, "GRAFT_KILLS")
+	return n
+}
+
+// Real processes are killed with kill -9 under load, again and again, one at a time and all at once. Meanwhile and
+// afterwards no acknowledged write may be missing, what the clients saw must be linearizable, new writes must be
+// accepted soon, and in the end all replicas must hold the same.
+func TestKilledReplicasLoseNothing(t *testing.T) {
+	procs := newProcesses(t, killTimeout)
+	for _, p := range procs {
+		p.start()
+	}
+	waitFor(t, "a leader", func() bool { return leaderOf(procs) != nil })
+	l := startLoad(t, procs)
+	var after, afterLeader, afterAll []time.Duration
+	total := kills(t)
+	for i := range total {
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+		victim := procs[rand.IntN(len(procs))]
+		leader := leaderOf(procs)
+		if leader != nil && i%4 < 3 {
+			victim = leader
+		}
+		victim.kill()
+		took := l.newWrite()
+		if victim == leader {
+			afterLeader = append(afterLeader, took)
+		} else {
+			after = append(after, took)
+		}
+		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+		victim.start()
+		waitCaughtUp(t, procs)
+		if i == total/2 || i == total-1 {
+			afterAll = append(afterAll, killAll(t, procs, l))
+		}
+	}
+	l.stop()
+	t.Logf("new writes after the leader was killed: %s", durations(afterLeader))
+	t.Logf("after a follower was killed: %s", durations(after))
+	t.Logf("after all were killed and started again: %s", durations(afterAll))
+	for _, took := range slices.Concat(after, afterLeader, afterAll) {
+		assert.LessOrEqual(t, took, 3*killTimeout, "new writes after a kill")
+	}
+	assert.Less(t, median(afterLeader), 300*time.Millisecond, "new writes after the leader was killed: its broken connection tells")
+	assert.GreaterOrEqual(t, len(afterLeader), total/2, "killed leaders")
+	l.verify(total)
+	waitCaughtUp(t, procs)
+	sameEverywhere(t, procs)
+}
+
+// killAll kills all replicas at once, starts them again, and returns how long it takes until they accept writes.
+func killAll(t *testing.T, procs []*process, l *load) time.Duration {
+	for _, p := range procs {
+		p.cmd.Process.Kill()
+	}
+	for _, p := range procs {
+		p.kill()
+	}
+	for _, p := range procs {
+		p.start()
+	}
+	took := l.newWrite()
+	waitCaughtUp(t, procs)
+	return took
+}
+
+// waitCaughtUp waits until every replica has what the leader had committed when it was asked.
+func waitCaughtUp(t *testing.T, procs []*process) {
+	t.Helper()
+	var want int64
+	waitFor(t, "a leader", func() bool {
+		leader := leaderOf(procs)
+		if leader != nil {
+			want, _ = strconv.ParseInt(leader.info()["raft_commit_index"], 10, 64)
+		}
+		return want > 0
+	})
+	for _, p := range procs {
+		waitFor(t, p.raft+" has caught up", func() bool {
+			n, err := strconv.ParseInt(p.info()["raft_applied_index"], 10, 64)
+			return err == nil && n >= want
+		})
+	}
+}
+
+// sameEverywhere waits until all replicas have applied the same index, and compares their digests.
+func sameEverywhere(t *testing.T, procs []*process) {
+	t.Helper()
+	var infos []map[string]string
+	waitFor(t, "all replicas at one index", func() bool {
+		infos = nil
+		for _, p := range procs {
+			infos = append(infos, p.info())
+		}
+		return infos[0] != nil && infos[0]["raft_applied_index"] == infos[1]["raft_applied_index"] &&
+			infos[0]["raft_applied_index"] == infos[2]["raft_applied_index"]
+	})
+	for _, info := range infos {
+		assert.Len(t, info["raft_state_digest"], 16)
+		assert.Equal(t, infos[0]["raft_state_digest"], info["raft_state_digest"], "digest of %s at %s", info["raft_self"], info["raft_applied_index"])
+	}
+	t.Logf("digest %s at index %s on all replicas", infos[0]["raft_state_digest"], infos[0]["raft_applied_index"])
+}
+
+func durations(d []time.Duration) string {
+	if len(d) == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%d times, p50 %v, max %v", len(d), median(d).Round(time.Millisecond), slices.Max(d).Round(time.Millisecond))
+}
+
+func median(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(d))[len(d)/2]
+}
+
+// load is concurrent clients that write down what they see.
+type load struct {
+	t     *testing.T
+	procs []*process
+	h     *history
+	done  chan struct{}
+	wg    sync.WaitGroup
+	moved atomic.Int64
+	probe int
+
+	mu    sync.Mutex
+	audit map[string]string // writes of keys that are written once, and were acknowledged
+}
+
+func startLoad(t *testing.T, procs []*process) *load {
+	l := &load{t: t, procs: procs, h: &history{start: time.Now()}, done: make(chan struct{}), audit: make(map[string]string)}
+	for id := range killClients {
+		l.wg.Go(func() { l.client(id) })
+	}
+	return l
+}
+
+func (l *load) stop() {
+	close(l.done)
+	l.wg.Wait()
+}
+
+// client does one operation after another, until the load is stopped.
+func (l *load) client(id int) {
+	rng := rand.New(rand.NewPCG(rand.Uint64(), uint64(id)))
+	at := l.procs[id%len(l.procs)]
+	seen := make(map[string]string) // the last value read of a key
+	for n := 0; ; n++ {
+		select {
+		case <-l.done:
+			return
+		case <-time.After(killPace):
+		}
+		value := fmt.Sprintf("%d.%d;", id, n)
+		if n%4 == 0 {
+			at = l.writeOnce(at, "audit-"+value, value)
+			continue
+		}
+		key := fmt.Sprintf("k%d-%d", time.Since(l.h.start)/killEpoch, rng.IntN(killKeys))
+		op := storeOp{kind: "get", key: key}
+		switch r := rng.IntN(10); {
+		case r < 3:
+			op = storeOp{kind: "set", key: key, value: value}
+		case r < 5:
+			op = storeOp{kind: "append", key: key, value: value}
+		case r < 7 && seen[key] != "":
+			op = storeOp{kind: "cas", key: key, value: value, old: seen[key]}
+		}
+		call := l.h.now()
+		res, out, next := l.do(at, op)
+		if out != outNothing {
+			l.h.add(id, op, call, res)
+		}
+		if out == outDone && op.kind == "get" {
+			seen[key] = res.value
+		}
+		at = next
+	}
+}
+
+// writeOnce writes a key that nobody else writes, and notes that it was acknowledged.
+func (l *load) writeOnce(at *process, key, value string) (next *process) {
+	_, out, next := l.do(at, storeOp{kind: "set", key: key, value: value})
+	if out == outDone {
+		l.mu.Lock()
+		l.audit[key] = value
+		l.mu.Unlock()
+	}
+	return next
+}
+
+// outcome is what a client knows of its operation.
+type outcome int
+
+const (
+	outDone    outcome = iota // it was carried out
+	outNothing                // it was not, and never will be
+	outUnknown
+)
+
+// do sends an operation to a replica, once. next is whom to ask from now on.
+func (l *load) do(at *process, op storeOp) (res storeResult, out outcome, next *process) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var err error
+	switch op.kind {
+	case "get":
+		res.value, err = at.client.Get(ctx, op.key).Result()
+		if errors.Is(err, redis.Nil) {
+			err = nil
+		}
+	case "set":
+		err = at.client.Set(ctx, op.key, op.value, 0).Err()
+	case "append":
+		res.n, err = at.client.Append(ctx, op.key, op.value).Result()
+	case "cas":
+		res.n, err = at.client.Do(ctx, "CAS", op.key, op.old, op.value).Int64()
+	}
+	out, next = l.judge(err, at)
+	res.unknown = out == outUnknown
+	return res, out, next
+}
+
+// judge says what an error means, and whom to ask next.
+func (l *load) judge(err error, at *process) (out outcome, next *process) {
+	elsewhere := l.procs[(slices.Index(l.procs, at)+1)%len(l.procs)]
+	var dial *net.OpError
+	var answer redis.Error
+	switch {
+	case err == nil:
+		return outDone, at
+	case errors.As(err, &answer):
+		text := answer.Error()
+		if strings.HasPrefix(text, "UNKNOWN ") {
+			return outUnknown, elsewhere
+		}
+		if addr, ok := redis.IsMovedError(err); ok {
+			l.moved.Add(1)
+			for _, p := range l.procs {
+				if p.redis == addr {
+					return outNothing, p
+				}
+			}
+			l.t.Errorf("redirected to %s, which is nobody's", addr)
+		} else if !strings.HasPrefix(text, "CLUSTERDOWN ") && !strings.HasPrefix(text, "BUSY ") {
+			l.t.Errorf("unexpected answer: %s", text)
+		}
+		return outNothing, elsewhere
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return outNothing, elsewhere
+	}
+	return outUnknown, elsewhere
+}
+
+// newWrite returns how long it takes from now until a write that begins now or later is acknowledged.
+func (l *load) newWrite() time.Duration {
+	start := time.Now()
+	at := l.procs[0]
+	for time.Since(start) < 30*time.Second {
+		l.probe++
+		op := storeOp{kind: "set", key: "probe-" + strconv.Itoa(l.probe), value: "x"}
+		call := l.h.now()
+		res, out, next := l.do(at, op)
+		if out != outNothing {
+			l.h.add(killClients, op, call, res)
+		}
+		if out == outDone {
+			return time.Since(start)
+		}
+		at = next
+		time.Sleep(time.Millisecond)
+	}
+	l.t.Fatal("no write is accepted any more")
+	return 0
+}
+
+// verify checks the histories, and that what was acknowledged is there in the end.
+func (l *load) verify(kills int) {
+	t, ctx := l.t, context.Background()
+	known, unknown := l.h.counts()
+	t.Logf("%d operations succeeded and %d have an unknown outcome, in %v; %d keys written once; %d redirections",
+		known, unknown, time.Since(l.h.start).Round(time.Second), len(l.audit), l.moved.Load())
+	assert.Greater(t, known, 100*kills, "operations: too few to mean anything")
+	assert.Greater(t, len(l.audit), 25*kills, "writes to audit: too few to mean anything")
+	stored := l.scan(ctx)
+	missing := 0
+	for key, value := range l.audit {
+		if stored[key] != value {
+			if missing++; missing <= 10 {
+				t.Errorf("acknowledged write is lost: %s is %q, want %q", key, stored[key], value)
+			}
+		}
+	}
+	assert.Zero(t, missing, "acknowledged writes are lost")
+	end := l.h.now()
+	keys := make(map[string]bool)
+	for _, op := range l.h.ops {
+		keys[op.Input.(storeOp).key] = true
+	}
+	for key := range keys { // the end belongs to the history too
+		l.h.add(killClients+1, storeOp{kind: "get", key: key}, end, storeResult{value: stored[key]})
+	}
+	l.h.check(t)
+}
+
+// scan reads the whole store from the leader.
+func (l *load) scan(ctx context.Context) map[string]string {
+	t := l.t
+	leader := leaderOf(l.procs)
+	require.NotNil(t, leader)
+	stored := make(map[string]string)
+	var cursor uint64
+	for {
+		keys, next, err := leader.client.Scan(ctx, cursor, "", 1000).Result()
+		require.NoError(t, err)
+		if len(keys) > 0 {
+			values, err := leader.client.MGet(ctx, keys...).Result()
+			require.NoError(t, err)
+			for i, key := range keys {
+				stored[key], _ = values[i].(string)
+			}
+		}
+		if cursor = next; cursor == 0 {
+			return stored
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"time"
+
+	"github.com/graft-raft/graft/internal/baidustd"
+)
+
+// TCPOptions configure a TCP transport. Zero means default.
+type TCPOptions struct {
+	// TLS is used for both directions, and both sides must show a certificate: where
+	// it does not say how clients are verified, they are, against ClientCAs or else
+	// RootCAs. nil means plain TCP.
+	TLS *tls.Config
+
+	MaxBody         int // of a frame, default 64 MiB and some
+	MaxPending      int // unanswered calls per peer, default 65536
+	MaxPendingBytes int // of these, default 256 MiB; one call is always allowed
+	MaxServing      int // requests of a connection that are served at a time, default 4096
+	MaxServingBytes int // of these, default 256 MiB; one request is always allowed
+	MaxQueuedBytes  int // answers of a connection that wait for its writer, default 16 MiB; then it is not read from
+	MaxConns        int // accepted connections, default 4096
+
+	ConnectTimeout   time.Duration // default 1 s
+	HandshakeTimeout time.Duration // of TLS, default 5 s
+	FrameTimeout     time.Duration // for a frame, and for each 64 KiB of it, default 10 s
+	WriteTimeout     time.Duration // for what is written at a time, default 10 s
+	SilenceTimeout   time.Duration // a peer that lets calls time out and says nothing for so long is reconnected, default 3 s
+
+	Dial       func(ctx context.Context, network, address string) (net.Conn, error)
+	ListenFunc func(network, address string) (net.Listener, error)
+}
+
+// Back-off between attempts to connect.
+const (
+	backoffMin = 10 * time.Millisecond
+	backoffMax = time.Second
+)
+
+// helloTimeout is when a peer is taken not to answer a Hello.
+const helloTimeout = 5 * time.Second
+
+func (o TCPOptions) withDefaults() TCPOptions {
+	o.MaxBody = orDefault(o.MaxBody, baidustd.DefaultMaxBody)
+	o.MaxPending = orDefault(o.MaxPending, 1<<16)
+	o.MaxPendingBytes = orDefault(o.MaxPendingBytes, 256<<20)
+	o.MaxServing = orDefault(o.MaxServing, 4096)
+	o.MaxServingBytes = orDefault(o.MaxServingBytes, 256<<20)
+	o.MaxQueuedBytes = orDefault(o.MaxQueuedBytes, 16<<20)
+	o.MaxConns = orDefault(o.MaxConns, 4096)
+	o.ConnectTimeout = orDefault(o.ConnectTimeout, time.Second)
+	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, 5*time.Second)
+	o.FrameTimeout = orDefault(o.FrameTimeout, 10*time.Second)
+	o.WriteTimeout = orDefault(o.WriteTimeout, 10*time.Second)
+	o.SilenceTimeout = orDefault(o.SilenceTimeout, 3*time.Second)
+	keepAlive := net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4}
+	if o.Dial == nil {
+		d := net.Dialer{KeepAliveConfig: keepAlive}
+		o.Dial = d.DialContext
+	}
+	if o.ListenFunc == nil {
+		l := net.ListenConfig{KeepAliveConfig: keepAlive}
+		o.ListenFunc = func(network, address string) (net.Listener, error) {
+			return l.Listen(context.Background(), network, address)
+		}
+	}
+	return o
+}
+
+func orDefault[T int | time.Duration](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}
+
+// serverTLS returns the configuration of the accepting side.
+func serverTLS(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	if c.ClientAuth == tls.NoClientCert {
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	if c.ClientCAs == nil {
+		c.ClientCAs = c.RootCAs
+	}
+	return c
+}
+
+// clientTLS returns the configuration for a connection to address.
+func clientTLS(c *tls.Config, address string) *tls.Config {
+	if c.ServerName != "" || c.InsecureSkipVerify {
+		return c
+	}
+	c = c.Clone()
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	c.ServerName = host
+	return c
+}

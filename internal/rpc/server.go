@@ -1,0 +1,232 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/graft-raft/graft/raftpb"
+)
+
+// The method by which processes introduce themselves, see peer.hello.
+const (
+	helloService = "graft.NodeService"
+	helloMethod  = "Hello"
+)
+
+// maxNames bounds the service and method names that a connection remembers.
+const maxNames = 64
+
+// serverConn is an accepted connection.
+//
+// Its reader hands requests over one after the other, and pauses at the bounds on
+// requests that are being served and on answers that wait to be written.
+//
+// Ownership: mu of the outlet guards what is below it; the rest is the reader's.
+type serverConn struct {
+	t      *TCP
+	conn   net.Conn
+	remote string
+	names  map[string]string
+
+	outlet
+	writing     bool // the writer was started
+	proven      bool // a whole frame has come
+	serving     int  // requests handed over and not answered
+	servedBytes int  // of these
+	paused      bool
+	resume      chan struct{} // capacity 1; only the reader receives
+}
+
+func newServerConn(t *TCP, conn net.Conn) *serverConn {
+	return &serverConn{
+		t: t, conn: conn, remote: conn.RemoteAddr().String(),
+		names: make(map[string]string), outlet: newOutlet(), resume: make(chan struct{}, 1),
+	}
+}
+
+// run is the reader. It ends when the connection is of no more use.
+func (c *serverConn) run() {
+	defer c.t.wg.Done()
+	err := c.handshake()
+	if err == nil {
+		err = c.read()
+	}
+	c.close(err)
+	c.t.forget(c)
+}
+
+// close ends reader and writer, for the first reason it is given.
+func (c *serverConn) close(reason error) {
+	if !c.stop(reason) {
+		return
+	}
+	c.t.ended("accepted connection", c.remote, reason)
+	closeNow(c.conn)
+	c.unpause()
+}
+
+func (c *serverConn) handshake() error {
+	s, ok := c.conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(c.t.ctx, c.t.o.HandshakeTimeout)
+	defer cancel()
+	if err := s.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errHandshake, err)
+	}
+	return nil
+}
+
+func (c *serverConn) read() error {
+	in := newFrameReader(c.conn, c.t.o.MaxBody, c.t.o.FrameTimeout)
+	for {
+		f, err := in.next()
+		if err != nil {
+			return err
+		}
+		if !f.meta.IsRequest {
+			return errDirection
+		}
+		r := &Request{
+			Service: c.name(f.meta.Service), Method: c.name(f.meta.Method),
+			Message: f.message, Attachment: f.attachment, Remote: c.remote,
+			conn: c, id: f.meta.CorrelationID,
+		}
+		if !c.admit(len(r.Message) + len(r.Attachment)) {
+			return ErrClosed
+		}
+		switch {
+		case f.bad != "":
+			c.t.stats.bad.Add(1)
+			r.Fail(codeBadRequest, f.bad)
+		case r.Service == helloService && r.Method == helloMethod:
+			c.hello(r)
+		default:
+			c.t.start.Serve(r)
+		}
+	}
+}
+
+// name makes a string of a name, without an allocation if it came before.
+func (c *serverConn) name(b []byte) string {
+	if s, ok := c.names[string(b)]; ok {
+		return s
+	}
+	s := string(b)
+	if len(c.names) < maxNames && len(s) < 256 {
+		c.names[s] = s
+	}
+	return s
+}
+
+// admit counts a request in, after waiting until it is within the bounds. It returns
+// false if the connection ended.
+func (c *serverConn) admit(size int) bool {
+	c.mu.Lock()
+	for c.stopped == nil && c.full(size) {
+		c.paused = true
+		c.mu.Unlock()
+		<-c.resume
+		c.mu.Lock()
+	}
+	defer c.mu.Unlock()
+	c.proven = true
+	c.serving++
+	c.servedBytes += size
+	return c.stopped == nil
+}
+
+// full reports whether a request must wait. One is served whatever its size. mu is held.
+func (c *serverConn) full(size int) bool {
+	o := &c.t.o
+	return c.serving >= o.MaxServing || c.serving > 0 && c.servedBytes+size > o.MaxServingBytes ||
+		c.out.queued > o.MaxQueuedBytes
+}
+
+// unpause wakes the reader if it waits at a bound.
+func (c *serverConn) unpause() {
+	c.mu.Lock()
+	paused := c.paused
+	c.paused = false
+	c.mu.Unlock()
+	if paused {
+		c.resume <- struct{}{} // never blocks: the reader takes one for each paused it sets
+	}
+}
+
+// answer sends the answer to a request.
+func (c *serverConn) answer(r *Request, code int32, text string, message []byte, attachment [][]byte) {
+	if n := len(message) + total(attachment); n > c.t.o.MaxBody {
+		code, text = codeInternal, fmt.Sprintf("answer of %d bytes is too large", n)
+	}
+	if code != 0 {
+		message, attachment, text = nil, nil, ErrorText(c.t.start.Address, code, text)
+	}
+	c.mu.Lock()
+	c.serving--
+	c.servedBytes -= len(r.Message) + len(r.Attachment)
+	paused, wake, start := c.paused, false, false
+	c.paused = false
+	if c.stopped == nil {
+		c.out.response(r.id, code, text, message, attachment)
+		wake, start = c.rouse(), !c.writing
+		c.writing = true
+	}
+	c.mu.Unlock()
+	if wake {
+		c.signal()
+	}
+	if start && c.t.hold() {
+		go c.write()
+	}
+	if paused {
+		c.resume <- struct{}{}
+	}
+}
+
+// write is the writer.
+func (c *serverConn) write() {
+	defer c.t.wg.Done()
+	w := frameWriter{conn: c.conn, timeout: c.t.o.WriteTimeout}
+	for c.take(&w.batch) {
+		if err := w.flush(); err != nil {
+			c.close(fmt.Errorf("%w: %w", errWrite, err))
+			return
+		}
+		c.unpause() // the reader looks whether there is room now
+	}
+}
+
+// hello answers a process that introduces itself.
+func (c *serverConn) hello(r *Request) {
+	var asked raftpb.HelloRequest
+	if err := proto.Unmarshal(r.Message, &asked); err != nil {
+		r.Fail(codeBadRequest, "Fail to parse request message: "+strings.ToValidUTF8(err.Error(), "?"))
+		return
+	}
+	b, err := proto.Marshal(&raftpb.HelloResponse{
+		Incarnation: &c.t.start.Incarnation, Address: &c.t.start.Address,
+	})
+	if err != nil {
+		r.Fail(codeInternal, err.Error())
+		return
+	}
+	r.Reply(b)
+}
+
+// evict closes the connection if no frame ever came on it.
+func (c *serverConn) evict() bool {
+	c.mu.Lock()
+	idle := !c.proven && c.stopped == nil
+	c.mu.Unlock()
+	if idle {
+		c.close(errLimit)
+	}
+	return idle
+}

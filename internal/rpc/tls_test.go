@@ -1,0 +1,121 @@
+package rpc
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// authority signs certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return &authority{cert: cert, key: key}
+}
+
+// config returns a configuration with a certificate of a, and trust in a.
+func (a *authority) config(t *testing.T) *tls.Config {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "node"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	require.NoError(t, err)
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, RootCAs: pool}
+}
+
+func TestMutualTLS(t *testing.T) {
+	a := newAuthority(t)
+	server := start(t, TCPOptions{TLS: a.config(t)}, StartOptions{Serve: func(r *Request) {
+		r.ReplyAttachment(r.Message, [][]byte{r.Attachment})
+	}})
+	client := start(t, TCPOptions{TLS: a.config(t)}, StartOptions{})
+	for _, size := range []int{0, 100, 20_000, 3 << 20} {
+		r := <-ask(client, server.Addr().String(), Call{Message: [][]byte{{1}, {2}}, Attachment: [][]byte{make([]byte, size)}})
+		require.NoError(t, r.Err)
+		require.Equal(t, []byte{1, 2}, r.Message)
+		require.Len(t, r.Attachment, size)
+	}
+}
+
+func TestTLSRefusesStrangers(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	server := start(t, TCPOptions{TLS: ours.config(t)}, StartOptions{})
+	address := server.Addr().String()
+	noCertificate := ours.config(t)
+	noCertificate.Certificates = nil
+	wrongCertificate := theirs.config(t)
+	wrongCertificate.RootCAs = ours.config(t).RootCAs // it trusts us, we do not trust it
+	for name, config := range map[string]*tls.Config{
+		"plain": nil, "no certificate": noCertificate, "wrong certificate": wrongCertificate, "does not trust us": theirs.config(t),
+	} {
+		client := start(t, TCPOptions{TLS: config}, StartOptions{})
+		require.ErrorIs(t, (<-ask(client, address, Call{})).Err, ErrUnreachable, name)
+	}
+	good := start(t, TCPOptions{TLS: ours.config(t)}, StartOptions{})
+	require.NoError(t, (<-ask(good, address, Call{})).Err)
+	require.EqualValues(t, 4, server.Stats().Ended[ReasonHandshake])
+}
+
+// TestHandshakeHoldsNobodyUp: strangers that connect and say nothing are given up, and
+// others are served meanwhile.
+func TestHandshakeHoldsNobodyUp(t *testing.T) {
+	a := newAuthority(t)
+	server := start(t, TCPOptions{TLS: a.config(t), HandshakeTimeout: 300 * time.Millisecond}, StartOptions{})
+	var strangers []net.Conn
+	for range 20 {
+		c, err := net.Dial("tcp", server.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		strangers = append(strangers, c)
+	}
+	client := start(t, TCPOptions{TLS: a.config(t)}, StartOptions{})
+	require.NoError(t, (<-ask(client, server.Addr().String(), Call{})).Err)
+	for _, c := range strangers {
+		_, err := c.Read(make([]byte, 1))
+		require.Equal(t, io.EOF, err)
+	}
+}
+
+func TestCloseDuringHandshake(t *testing.T) {
+	a := newAuthority(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close() // it never answers
+	client := start(t, TCPOptions{TLS: a.config(t)}, StartOptions{})
+	outcome := ask(client, l.Addr().String(), Call{})
+	c, err := l.Accept()
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, client.Close())
+	require.Error(t, (<-outcome).Err)
+}

@@ -1,0 +1,209 @@
+package sim
+
+import (
+	"github.com/graft-raft/graft"
+	"github.com/graft-raft/graft/internal/entry"
+)
+
+// app is the state machine of one process. It checks what it is told, and in what
+// order.
+//
+// Ownership: the simulation's goroutine.
+type app struct {
+	graft.BaseStateMachine
+	m *machine
+
+	applied   int64 // index of the last entry applied
+	confAt    int64 // index of the last configuration reported
+	digest    uint64
+	acked     int64 // index of the last write acknowledged in order
+	leading   int64 // term, 0 when not
+	following graft.PeerID
+	failed    bool
+	shut      bool
+	ended     bool
+	detached  []func() // calls taken over and not run yet
+}
+
+// call notes a call and reports whether it may be looked at: what a process does in the step
+// in which it is killed does not count.
+func (a *app) call(what string) bool {
+	if a.m.proc.Dead() {
+		return false
+	}
+	if a.shut {
+		a.m.c.fail("machine %d: %s after OnShutdown", a.m.index, what)
+	}
+	return true
+}
+
+// OnApply checks that entries come in order, without gaps, and as committed.
+func (a *app) OnApply(it *graft.Iterator) {
+	if !a.call("OnApply") {
+		return
+	}
+	c := a.m.c
+	if a.failed {
+		c.fail("machine %d: OnApply after OnError", a.m.index)
+	}
+	left := -1
+	if c.o.Load.EarlyReturn > 0 && a.m.rng.Float64() < c.o.Load.EarlyReturn {
+		left = 1 + a.m.rng.IntN(3)
+	}
+	for left != 0 && it.Next() {
+		left--
+		a.apply(it)
+	}
+}
+
+func (a *app) apply(it *graft.Iterator) {
+	c, index := a.m.c, it.Index()
+	committed := c.check.committed
+	if index <= a.applied || index > int64(len(committed)) {
+		c.fail("machine %d: applies %d after %d, committed is %d", a.m.index, index, a.applied, len(committed))
+		return
+	}
+	a.skipTo(index)
+	info := committed[index-1]
+	sum := sumOf(it.Data())
+	if info.term != it.Term() || info.sum != sum || info.typ != entry.Data {
+		c.fail("state machine safety: machine %d applies another entry %d than was committed", a.m.index, index)
+	}
+	a.applied = index
+	a.digest = (a.digest ^ sum ^ uint64(index)) * 1099511628211
+	c.Count.Applied++
+	c.clients.applied(a.m, index, it.Data())
+	it.Return(index)
+	if it.Local() && c.o.Load.Detach > 0 && a.m.rng.Float64() < c.o.Load.Detach {
+		a.detach(it.Detach(), index)
+	}
+}
+
+// skipTo checks that what lies before index is nothing of the user's.
+func (a *app) skipTo(index int64) {
+	for i := a.applied + 1; i < index; i++ {
+		if a.m.c.check.committed[i-1].typ == entry.Data {
+			a.m.c.fail("machine %d: entry %d is left out", a.m.index, i)
+		}
+	}
+}
+
+// detach answers an entry's proposer later.
+func (a *app) detach(done func(any, error), index int64) {
+	a.m.c.Count.Detached++
+	ran := false
+	run := func() {
+		if !ran {
+			ran = true
+			a.m.c.clients.late = true
+			done(index, nil)
+			a.m.c.clients.late = false
+		}
+	}
+	a.detached = append(a.detached, run)
+	a.m.c.later(a.m.c.rng.between(1e5, 1e9), a.m, run)
+}
+
+// OnConfigurationCommitted checks that each one is reported once.
+func (a *app) OnConfigurationCommitted(conf graft.Configuration, index int64) {
+	if !a.call("OnConfigurationCommitted") {
+		return
+	}
+	c := a.m.c
+	committed := c.check.committed
+	if index <= a.confAt || index <= a.applied || index > int64(len(committed)) || committed[index-1].typ != entry.Configuration {
+		c.fail("machine %d: configuration %d is reported after configuration %d and entry %d", a.m.index, index, a.confAt, a.applied)
+		return
+	}
+	a.skipTo(index)
+	a.confAt = index
+	if !conf.Equal(c.conf) {
+		c.fail("machine %d: configuration %v at %d", a.m.index, conf, index)
+	}
+}
+
+// OnLeaderStart and OnLeaderStop must alternate.
+func (a *app) OnLeaderStart(term int64) {
+	if !a.call("OnLeaderStart") {
+		return
+	}
+	if t := a.m.c.check.terms[term]; a.leading != 0 || t == nil || t.leader != a.m || t.boot != a.m.boot {
+		a.m.c.fail("machine %d: OnLeaderStart(%d), was leading %d", a.m.index, term, a.leading)
+	}
+	for i := len(a.m.log); i > int(a.applied); i-- {
+		if e := a.m.log[i-1]; e.term < term && e.typ == entry.Data {
+			a.m.c.fail("machine %d: OnLeaderStart(%d) before entry %d of term %d is applied", a.m.index, term, e.index, e.term)
+		}
+	}
+	a.leading = term
+	if a.m.rng.IntN(2) == 0 {
+		a.m.c.clients.write(a.m, 0)
+	}
+}
+
+// OnLeaderStop ends what OnLeaderStart began.
+func (a *app) OnLeaderStop(reason error) {
+	if !a.call("OnLeaderStop") {
+		return
+	}
+	if a.leading == 0 || reason == nil {
+		a.m.c.fail("machine %d: OnLeaderStop(%v), was leading %d", a.m.index, reason, a.leading)
+	}
+	a.leading = 0
+}
+
+// OnStartFollowing and OnStopFollowing must alternate.
+func (a *app) OnStartFollowing(l graft.LeaderChange) {
+	if !a.call("OnStartFollowing") {
+		return
+	}
+	if !a.following.IsZero() || l.Leader.IsZero() {
+		a.m.c.fail("machine %d: OnStartFollowing(%v), was following %v", a.m.index, l, a.following)
+	}
+	a.following = l.Leader
+}
+
+// OnStopFollowing ends what OnStartFollowing began.
+func (a *app) OnStopFollowing(l graft.LeaderChange) {
+	if !a.call("OnStopFollowing") {
+		return
+	}
+	if a.following.IsZero() || !a.following.Same(l.Leader) {
+		a.m.c.fail("machine %d: OnStopFollowing(%v), was following %v", a.m.index, l, a.following)
+	}
+	a.following = graft.PeerID{}
+}
+
+// OnError may come once.
+func (a *app) OnError(err error) {
+	if !a.call("OnError") {
+		return
+	}
+	if a.failed {
+		a.m.c.fail("machine %d: a second OnError: %v", a.m.index, err)
+	}
+	a.failed = true
+}
+
+// OnShutdown is the last call.
+func (a *app) OnShutdown() {
+	if !a.call("OnShutdown") {
+		return
+	}
+	a.shut = true
+	if a.leading != 0 {
+		a.m.c.fail("machine %d: OnShutdown while leading %d", a.m.index, a.leading)
+	}
+}
+
+// stopped checks what must be over when a replica has ended in good order.
+func (a *app) stopped(err error) {
+	c := a.m.c
+	for _, run := range a.detached {
+		run()
+	}
+	if err != nil || !a.shut || a.ended {
+		c.fail("machine %d: shutdown reports %v, OnShutdown ran: %v, before: %v", a.m.index, err, a.shut, a.ended)
+	}
+	a.ended = true
+}

@@ -1,0 +1,365 @@
+package sim
+
+import (
+	"math/bits"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/graft-raft/graft"
+	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wire"
+	"github.com/graft-raft/graft/raftpb"
+)
+
+// checker knows what must never happen. It sees every replica after every step,
+// every message when it is sent, and what each disk held after a crash.
+//
+// Two entries that are the same have the same entryInfo, and so has everything
+// before them, so most comparisons of whole logs are one of pointers.
+//
+// Ownership: the simulation's goroutine.
+type checker struct {
+	c         *Cluster
+	entries   map[entryKey]*entryInfo
+	committed []*entryInfo // [i] has index i+1
+	terms     map[int64]*termInfo
+}
+
+type entryKey struct{ index, term int64 }
+
+// entryInfo is an entry that some log has held. Log matching: index and term
+// determine its content and what precedes it.
+type entryInfo struct {
+	index, term int64
+	prev        *entryInfo
+	sum         uint64
+	typ         entry.Type
+	on          uint16 // machines that had it on their disks
+}
+
+// termInfo is what is known of a term.
+type termInfo struct {
+	leader *machine
+	boot   int
+	votes  map[string]uint16 // by candidate: who granted; for look-up only
+}
+
+// spoken is what a machine has told others, and so must not forget.
+type spoken struct {
+	term     int64
+	voteTerm int64
+	vote     string
+}
+
+func newChecker(c *Cluster) *checker {
+	return &checker{c: c, entries: make(map[entryKey]*entryInfo), terms: make(map[int64]*termInfo)}
+}
+
+func (k *checker) term(t int64) *termInfo {
+	info := k.terms[t]
+	if info == nil {
+		info = &termInfo{votes: make(map[string]uint16)}
+		k.terms[t] = info
+	}
+	return info
+}
+
+// look compares a replica with what it was at the last step.
+func (k *checker) look(m *machine) {
+	st := graft.SimStateOf(m.node)
+	if st == m.st {
+		return
+	}
+	old := m.st
+	m.st = st
+	if st.Term < old.Term || st.Term == old.Term && !old.Vote.IsZero() && st.Vote != old.Vote {
+		k.c.fail("machine %d: term %d, vote %v became term %d, vote %v", m.index, old.Term, old.Vote, st.Term, st.Vote)
+	}
+	if st.Last != old.Last || st.LastTerm != old.LastTerm || st.LogEpoch != old.LogEpoch {
+		k.logChanged(m, old)
+	}
+	k.durable(m)
+	if st.Commit != old.Commit {
+		k.commit(m, old)
+	}
+	if st.Applied < old.Applied || st.Applied > st.Commit {
+		k.c.fail("machine %d: applied went from %d to %d, commit is %d", m.index, old.Applied, st.Applied, st.Commit)
+	}
+	if st.Role != old.Role || st.Term != old.Term {
+		k.role(m, old)
+	}
+}
+
+// logChanged takes over what is new in a log.
+func (k *checker) logChanged(m *machine, old graft.SimState) {
+	keep := min(int64(len(m.log)), m.st.Last)
+	for keep > 0 && graft.SimTerm(m.node, keep) != m.log[keep-1].term {
+		keep--
+	}
+	if cut := int64(len(m.log)) - keep; cut > 0 {
+		k.c.Count.Truncations++
+		k.c.Count.TruncatedEntries += cut
+		if keep < old.Commit {
+			k.c.fail("machine %d: cut its log behind %d, had committed %d", m.index, keep, old.Commit)
+		}
+		if old.Role == graft.RoleLeader && m.st.Role == graft.RoleLeader && old.Term == m.st.Term {
+			k.c.fail("machine %d: leads term %d and cut its own log behind %d", m.index, old.Term, keep)
+		}
+		for _, e := range m.log[keep:] {
+			e.on &^= 1 << m.index
+		}
+		// A term has one leader, which never takes an entry back, and who is in the
+		// term has heard of no later one.
+		if e := m.log[keep]; m.log[len(m.log)-1].term >= m.st.Term {
+			k.c.fail("machine %d: in term %d, cut entries %d of term %d to %d of term %d", m.index, m.st.Term,
+				e.index, e.term, len(m.log), m.log[len(m.log)-1].term)
+		}
+		m.marked, m.cutAt = min(m.marked, keep), k.c.sim.Now()
+		m.log = m.log[:keep]
+	}
+	k.read(m)
+}
+
+// read appends the entries that are in a replica's log and not in m.log.
+func (k *checker) read(m *machine) {
+	m.quiet = true
+	err := graft.SimEntries(m.node, int64(len(m.log))+1, func(e entry.Entry) {
+		m.log = append(m.log, k.entry(m, e))
+	})
+	m.quiet = false
+	if err != nil {
+		k.c.fail("machine %d: log cannot be read behind %d: %v", m.index, len(m.log), err)
+	} else if int64(len(m.log)) != m.st.Last {
+		k.c.fail("machine %d: log holds %d entries, says %d", m.index, len(m.log), m.st.Last)
+	}
+}
+
+// entry checks log matching for an entry that a log has taken.
+func (k *checker) entry(m *machine, e entry.Entry) *entryInfo {
+	var prev *entryInfo
+	if n := len(m.log); n > 0 {
+		prev = m.log[n-1]
+		if e.Term < prev.term {
+			k.c.fail("machine %d: entry %d has term %d behind term %d", m.index, e.Index, e.Term, prev.term)
+		}
+	}
+	if e.Index != int64(len(m.log))+1 {
+		k.c.fail("machine %d: entry %d follows entry %d", m.index, e.Index, len(m.log))
+	}
+	payload := e.Data
+	if e.Type != entry.Data {
+		payload = e.Meta
+	}
+	sum := sumOf(payload)
+	key := entryKey{e.Index, e.Term}
+	info := k.entries[key]
+	if info == nil {
+		info = &entryInfo{index: e.Index, term: e.Term, prev: prev, sum: sum, typ: e.Type}
+		k.entries[key] = info
+		if e.Type == entry.Data {
+			k.c.clients.logged(info, e.Data)
+		}
+		return info
+	}
+	if info.sum != sum || info.typ != e.Type || info.prev != prev {
+		k.c.fail("log matching: entry %d of term %d on machine %d differs from another's, or what precedes it does", e.Index, e.Term, m.index)
+	}
+	return info
+}
+
+// sumOf is FNV-1a.
+func sumOf(b []byte) uint64 {
+	h := uint64(14695981039346656037)
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return h
+}
+
+// durable notes which entries a replica calls durable.
+func (k *checker) durable(m *machine) {
+	n := m.st.Durable
+	if n > m.st.Last {
+		k.c.fail("machine %d: durable up to %d, the log ends at %d", m.index, n, m.st.Last)
+		return
+	}
+	for i := m.marked; i < n; i++ {
+		m.log[i].on |= 1 << m.index
+	}
+	more := n > m.marked
+	m.marked = n
+	if more && k.suspicious(m) {
+		k.audit(m)
+	}
+}
+
+// commit checks a commit index that has moved.
+func (k *checker) commit(m *machine, old graft.SimState) {
+	n := m.st.Commit
+	if n < old.Commit || n > m.st.Last {
+		k.c.fail("machine %d: commit went from %d to %d, the log ends at %d", m.index, old.Commit, n, m.st.Last)
+		return
+	}
+	if n <= int64(len(k.committed)) {
+		if n > 0 && k.committed[n-1] != m.log[n-1] {
+			k.c.fail("state machine safety: machine %d commits another entry %d, or other ones before, than was committed", m.index, n)
+		}
+		return
+	}
+	last := m.log[n-1]
+	if len(k.committed) > 0 && m.log[len(k.committed)-1] != k.committed[len(k.committed)-1] {
+		k.c.fail("state machine safety: machine %d commits %d behind other entries than were committed", m.index, n)
+	}
+	if m.st.Role != graft.RoleLeader || last.term != m.st.Term {
+		k.c.fail("commit rule: machine %d, %v in term %d, is the first to commit %d of term %d", m.index, m.st.Role, m.st.Term, n, last.term)
+	}
+	if bits.OnesCount16(last.on) < k.c.majority() {
+		k.c.fail("commit rule: machine %d commits %d, which is durable on machines %b only", m.index, n, last.on)
+	}
+	k.committed = append(k.committed, m.log[len(k.committed):n]...)
+	k.c.Count.Commits++
+}
+
+// role checks election safety and leader completeness.
+func (k *checker) role(m *machine, old graft.SimState) {
+	st := m.st
+	switch {
+	case st.Role == graft.RoleFailed && old.Role != graft.RoleFailed:
+		k.failed(m)
+	case st.Role == graft.RoleCandidate && (old.Role != graft.RoleCandidate || old.Term != st.Term):
+		k.c.Count.Campaigns++
+	}
+	if st.Role != graft.RoleLeader || old.Role == graft.RoleLeader && old.Term == st.Term {
+		return
+	}
+	k.c.Count.Leaderships++
+	k.c.hist.note(m.index, "leads term %d", st.Term)
+	t := k.term(st.Term)
+	if t.leader != nil && (t.leader != m || t.boot != m.boot) {
+		k.c.fail("election safety: machines %d and %d lead term %d", t.leader.index, m.index, st.Term)
+	}
+	t.leader, t.boot = m, m.boot
+	k.c.clients.duel()
+	if got := bits.OnesCount16(t.votes[m.address] | 1<<m.index); got < k.c.majority() {
+		k.c.fail("election safety: machine %d leads term %d with %d votes", m.index, st.Term, got)
+	}
+	if n := int64(len(k.committed)); n > 0 && (st.Last < n || m.log[n-1] != k.committed[n-1]) {
+		k.c.fail("leader completeness: machine %d leads term %d without what was committed up to %d", m.index, st.Term, n)
+	}
+}
+
+// failed judges a node's failure.
+func (k *checker) failed(m *machine) {
+	k.c.Count.NodeFailures++
+	if !m.injected {
+		k.c.fail("machine %d failed without reason: %v", m.index, m.node.Status().Err)
+		return
+	}
+	k.c.later(k.c.rng.between(1e7, 5e9), m, func() { m.crash(m.rng.IntN(2) == 0, false) })
+}
+
+// recovered checks what a new process found on its disk.
+func (k *checker) recovered(m *machine) {
+	before := int64(len(m.log))
+	m.st = graft.SimStateOf(m.node)
+	m.log, m.marked = nil, 0
+	k.read(m)
+	if c := m.claim; c != nil {
+		if m.st.Last < c.index || m.log[c.index-1] != c {
+			k.c.fail("durability: machine %d called entry %d of term %d durable and came back with %d entries", m.index, c.index, c.term, m.st.Last)
+			return
+		}
+		k.c.Count.Recovered += min(before, m.st.Last) - c.index
+	}
+	k.durable(m)
+	k.commit(m, graft.SimState{})
+	if m.st.Commit == 0 {
+		k.c.hist.note(m.index, "recovered %d entries", m.st.Last)
+	}
+	said := m.said
+	if m.st.Term < said.term {
+		k.c.fail("machine %d spoke of term %d and came back in term %d", m.index, said.term, m.st.Term)
+	}
+	if m.st.Term == said.voteTerm && said.vote != "" && m.st.Vote.Address != said.vote {
+		k.c.fail("machine %d voted for %s in term %d and came back with vote %v", m.index, said.vote, said.voteTerm, m.st.Vote)
+	}
+}
+
+// called sees a request when it is sent.
+func (k *checker) called(m *machine, c *rpc.Call) {
+	if c.Method != "request_vote" {
+		return
+	}
+	var req raftpb.RequestVoteRequest
+	if err := proto.Unmarshal(appendAll(nil, c.Message), &req); err != nil {
+		k.c.fail("machine %d sends a malformed vote request: %v", m.index, err)
+		return
+	}
+	k.says(m, req.GetTerm())
+	k.votes(m, req.GetTerm(), m.address)
+}
+
+// answered sees an answer when it is given.
+func (k *checker) answered(m, to *machine, req *rpc.Request, code int32, message []byte) {
+	if code != 0 {
+		return
+	}
+	switch req.Method {
+	case "request_vote", "pre_vote":
+		var resp raftpb.RequestVoteResponse
+		if err := proto.Unmarshal(message, &resp); err != nil {
+			k.c.fail("machine %d gives a malformed vote: %v", m.index, err)
+			return
+		}
+		k.says(m, resp.GetTerm())
+		if resp.GetGranted() && req.Method == "request_vote" {
+			k.c.Count.VotesGranted++
+			k.votes(m, resp.GetTerm(), to.address)
+		}
+	case "append_entries":
+		resp, err := wire.ParseAppendResponse(message)
+		if err != nil {
+			k.c.fail("machine %d gives a malformed answer: %v", m.index, err)
+			return
+		}
+		k.says(m, resp.Term)
+		if resp.Success {
+			k.stored(m, req)
+		}
+	}
+}
+
+// stored checks that what a replica acknowledges is durable.
+func (k *checker) stored(m *machine, req *rpc.Request) {
+	r, err := wire.ParseAppendRequest(req.Message, req.Attachment)
+	if err != nil || r.Entries.Count == 0 {
+		return
+	}
+	if st := graft.SimStateOf(m.node); st.Durable < r.Entries.Last() {
+		k.c.fail("machine %d acknowledges %d, durable is %d", m.index, r.Entries.Last(), st.Durable)
+	}
+}
+
+// says notes that a machine has told another a term: it must be durable.
+func (k *checker) says(m *machine, term int64) {
+	if term <= m.said.term {
+		return
+	}
+	m.said.term = term
+	if saved := graft.SimStateOf(m.node).SavedTerm; saved < term {
+		k.c.fail("machine %d speaks of term %d, durable is %d", m.index, term, saved)
+	}
+}
+
+// votes notes a vote that somebody was told of.
+func (k *checker) votes(m *machine, term int64, candidate string) {
+	if term < m.said.voteTerm || term == m.said.voteTerm && m.said.vote != candidate {
+		k.c.fail("machine %d votes for %s in term %d after %s in term %d", m.index, candidate, term, m.said.vote, m.said.voteTerm)
+	}
+	m.said.voteTerm, m.said.vote = term, candidate
+	k.term(term).votes[candidate] |= 1 << m.index
+	if m.rng.IntN(50) == 0 {
+		k.audit(m)
+	}
+}
