@@ -63,6 +63,7 @@ type Node struct {
 	matched      int64  // up to here the log is the leader's, in this term
 	lastContact  time.Time
 	leaderDead   bool // evidence that the leader's process is gone
+	hurries      int  // how often to try again soon after that
 	electionWait time.Duration
 	electionAt   time.Time // when to campaign, if nothing is heard
 	retryAt      time.Time // when to submit again what storage refused

@@ -19,6 +19,9 @@ const (
 	// deadLeaderDelay is the random pause before a follower that knows its leader's
 	// process dead campaigns.
 	deadLeaderDelay = 20 * time.Millisecond
+	// hurries is how often it tries again soon, should the others not know yet, or the
+	// vote be split.
+	hurries = 6
 	// maxTerm leaves room for terms to grow: a larger one comes from a damaged message.
 	maxTerm = math.MaxInt64 - 1<<20
 )
@@ -61,9 +64,7 @@ func (n *Node) preVote() {
 	if n.electionAt.IsZero() || n.role != RoleFollower {
 		return
 	}
-	if n.leaderDead {
-		n.electionAt = n.now.Add(n.jitter(3 * deadLeaderDelay))
-	}
+	n.hurry()
 	n.voteRound++
 	n.votes = newBallot(n.conf)
 	if n.grantSelf() {
@@ -71,6 +72,14 @@ func (n *Node) preVote() {
 		return
 	}
 	n.askForVotes(methodPreVote, n.term+1, nil)
+}
+
+// hurry puts the next try soon after this one, a few times after the leader's process died.
+func (n *Node) hurry() {
+	if n.hurries > 0 && !n.electionAt.IsZero() {
+		n.hurries--
+		n.electionAt = n.now.Add(deadLeaderDelay + n.jitter(3*deadLeaderDelay))
+	}
 }
 
 // grantSelf counts the node's own vote.
@@ -92,6 +101,7 @@ func (n *Node) elect(disrupted *raftpb.TermLeader) {
 	n.leaderDead = false
 	n.role, n.term, n.vote = RoleCandidate, n.term+1, n.peer
 	n.resetElection()
+	n.hurry()
 	n.voteRound++
 	n.votes = newBallot(n.conf)
 	n.log.Info("campaign", zap.Int64("term", n.term))
@@ -336,7 +346,7 @@ func (n *Node) unfollow(reason error) {
 // heard notes a message of this term's leader: it is alive.
 func (n *Node) heard() {
 	n.lastContact = n.now
-	n.leaderDead = false
+	n.leaderDead, n.hurries = false, 0
 	if !n.electionAt.IsZero() || n.mayCampaign() {
 		n.electionAt = n.now.Add(n.electionWait)
 	}
@@ -349,7 +359,7 @@ func (n *Node) onPeerDown(address string) {
 		return
 	}
 	n.log.Info("leader's process is gone", zap.Stringer("leader", n.leader))
-	n.leaderDead = true
+	n.leaderDead, n.hurries = true, hurries
 	if n.mayCampaign() {
 		n.electionAt = n.now.Add(n.jitter(deadLeaderDelay))
 	}

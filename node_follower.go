@@ -177,7 +177,7 @@ func (n *Node) adoptConf() {
 // leader's, up to matched.
 func (n *Node) learnCommit(matched, commit int64) {
 	n.matched = max(n.matched, matched)
-	if n.box.follow(min(commit, matched)) {
+	if n.box.follow(min(commit, n.matched)) {
 		n.fsm.commit(n.box.index())
 	}
 	// Brought up to what a leader of this term has committed in this term, a node knows
