@@ -30,11 +30,16 @@ type recorder struct {
 	failures []error
 	shut     bool
 	onApply  func(data string) // may panic
+	rollback func(data string) error
 	misuse   error
 }
 
 func (r *recorder) OnApply(it *Iterator) {
 	for it.Next() {
+		if r.rollback != nil {
+			it.Rollback(1, r.rollback(string(it.Data())))
+			continue
+		}
 		if r.onApply != nil {
 			r.onApply(string(it.Data()))
 		}

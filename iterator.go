@@ -30,8 +30,11 @@ type Iterator struct {
 // Next moves to the next entry, of which there is none when it returns false. What
 // Return was given goes to the proposer of the entry before.
 func (i *Iterator) Next() bool {
+	if i.err != nil { // what was rolled back is not applied, so it is not settled
+		return false
+	}
 	i.settle()
-	if i.err != nil || i.stopped {
+	if i.stopped {
 		return false
 	}
 	before := i.it
@@ -92,7 +95,8 @@ func (i *Iterator) Detach() func(result any, err error) {
 // Rollback says that the state machine has failed, and that the last n entries handed out, the
 // current one included, are not applied. The node goes to its error state, and
 // whoever waits for those entries gets ErrUnknownOutcome (braft:
-// Iterator::set_error_and_rollback).
+// Iterator::set_error_and_rollback). Who proposed an entry before the current one has had
+// his answer when Next moved on; Detach keeps it back. Nothing may be applied after Rollback.
 func (i *Iterator) Rollback(n int, err error) {
 	if i.err != nil {
 		return

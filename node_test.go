@@ -151,6 +151,20 @@ func TestPanicStopsTheNodeNotTheProcess(t *testing.T) {
 	assert.ErrorIs(t, err, ErrNodeFailed)
 }
 
+func TestRollbackIsNotTakenForSuccess(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	n := c.nodes[c.leader()]
+	c.propose("fine")
+	broken := errors.New("broken")
+	c.fsms[0].rollback = func(data string) error { return broken }
+	_, err := n.Propose(context.Background(), []byte("bad"))
+	require.ErrorIs(t, err, ErrUnknownOutcome)
+	c.eventually(func() bool { return len(c.fsms[0].errors()) == 1 }, "OnError was not called")
+	assert.ErrorIs(t, c.fsms[0].errors()[0], broken)
+	assert.Equal(t, n.Status().AppliedIndex, n.Status().CommitIndex-1)
+}
+
 // After a failed sync nothing that store says counts any more; the process and the other nodes go on.
 func TestFailedSyncFailsTheNodeAndSparesTheGroup(t *testing.T) {
 	c := newTestCluster(t, 3, NodeOptions{})
