@@ -358,7 +358,7 @@ func (h *Host) deliver(req *rpc.Request, group, peer []byte, handle func(n *Node
 		req.Fail(int32(code), "peer_id not exist")
 		return
 	}
-	if !n.post(func() { handle(n) }) {
+	if !n.postInline(func() { handle(n) }) {
 		req.Fail(int32(ErrNotFound), "peer_id not exist")
 	}
 }

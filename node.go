@@ -183,6 +183,10 @@ func (n *Node) soleVoter() bool {
 // post has f run in the actor. After the end it is dropped.
 func (n *Node) post(f func()) bool { return n.a.Post(f) }
 
+// postInline is post for callers that hold no lock and are in no hurry, such as proposers and
+// the readers of connections: an idle node takes its step on their goroutine.
+func (n *Node) postInline(f func()) bool { return n.a.PostInline(f) }
+
 func (n *Node) step(now time.Time, batch []func()) time.Time {
 	n.now = now
 	for _, f := range batch {
@@ -251,19 +255,20 @@ func (n *Node) onDurable(index, lead int64, acks []pendingAck) {
 		n.answerStored(a)
 	}
 	if lead != 0 {
-		n.acknowledged(lead, n.peer, index)
+		n.acknowledged(lead, n.peer, index, n.post)
 	}
 }
 
 // acknowledged counts that a peer stores the log up to index. Any goroutine may call it.
-func (n *Node) acknowledged(term int64, peer PeerID, index int64) {
+// post wakes the node if it gathers proposals.
+func (n *Node) acknowledged(term int64, peer PeerID, index int64, post func(func()) bool) {
 	committed, moved := n.box.ack(term, peer, index)
 	if !moved {
 		return
 	}
 	n.fsm.commit(committed)
 	if n.gathering.Swap(false) {
-		n.post(nil)
+		post(nil)
 	}
 	if w := n.confWatch.Load(); w != 0 && committed >= w {
 		n.post(n.onOwnCommit)

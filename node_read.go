@@ -118,7 +118,7 @@ func (n *Node) addRead(r read) {
 	case err != nil:
 		r.done(0, err)
 	case wake:
-		n.post(nil)
+		n.postInline(nil)
 	}
 }
 

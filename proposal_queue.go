@@ -62,7 +62,7 @@ func (q *proposalQueue) add(t Task) {
 	wake := len(q.tasks) == 1 || before < full && q.size >= full
 	q.mu.Unlock()
 	if wake {
-		q.n.post(nil)
+		q.n.postInline(nil)
 	}
 }
 

@@ -89,14 +89,14 @@ func (r *replicator) start() { r.wake() }
 // wake says that there may be something to send.
 func (r *replicator) wake() {
 	if !r.woken.Swap(true) {
-		r.a.Post(nil)
+		r.a.PostInline(nil)
 	}
 }
 
 // nudge says that the commit index has moved.
 func (r *replicator) nudge() {
-	if r.resting.Load() {
-		r.wake()
+	if r.resting.Load() && !r.woken.Swap(true) {
+		r.a.Post(nil) // this may be a storage goroutine, which has better things to do
 	}
 }
 
@@ -338,9 +338,9 @@ func (r *replicator) heartbeatAfter(prev int64) rpc.Call {
 func (r *replicator) answered(sent sentRequest, rep rpc.Reply) {
 	resp, ok := r.parse(rep, sent.at)
 	if ok && resp.Success && resp.Term == r.term && sent.entries {
-		r.n.acknowledged(r.term, r.peer, sent.last)
+		r.n.acknowledged(r.term, r.peer, sent.last, r.n.postInline)
 	}
-	r.a.Post(func() { r.progress(sent, rep, resp, ok) })
+	r.a.PostInline(func() { r.progress(sent, rep, resp, ok) })
 }
 
 // progress takes an answer into account.

@@ -69,7 +69,7 @@ func newTestGroup(t *testing.T, n, running int) *testGroup {
 	for i := range n {
 		g.cfgs = append(g.cfgs, replicaConfig{
 			raft: addrs[i], redis: addrs[n+i], dir: filepath.Join(dir, strconv.Itoa(i)), group: "kv", peers: peers,
-			electionTimeout: 300 * time.Millisecond, log: zap.NewNop(),
+			electionTimeout: 500 * time.Millisecond, log: zap.NewNop(),
 		})
 	}
 	t.Cleanup(func() {
@@ -223,6 +223,17 @@ func (c *rawConn) do(cmd string) string {
 	c.t.Helper()
 	c.send(cmd)
 	return c.recv()
+}
+
+// retry is do, again and again while the answer says that nothing was done: a busy machine can make replicas lose each
+// other for a moment.
+func (c *rawConn) retry(cmd string) (answer string) {
+	c.t.Helper()
+	waitFor(c.t, cmd, func() bool {
+		answer = c.do(cmd)
+		return !strings.HasPrefix(answer, "-CLUSTERDOWN ") && !strings.HasPrefix(answer, "-BUSY ")
+	})
+	return answer
 }
 
 // infoRaftOf asks a replica for the Raft section of INFO.

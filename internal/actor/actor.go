@@ -23,6 +23,9 @@ type Executor interface {
 
 	// forget drops a wake-up that is still pending, and all that is known of r: it is done.
 	forget(r runner)
+
+	// inline reports whether an idle actor may run on the goroutine that posts to it.
+	inline() bool
 }
 
 // runner is what an executor sees of an actor.
@@ -85,6 +88,28 @@ func (a *Actor[T]) Post(v T) bool {
 	a.scheduled = true
 	a.mu.Unlock()
 	if wake {
+		a.exec.run(a)
+	}
+	return true
+}
+
+// PostInline is Post, but if the actor is idle its step runs on the caller's goroutine, where the executor
+// allows that: it spares a hand-over. The caller must hold no lock, and the step must not
+// block. One batch is handled; what comes meanwhile is for another goroutine.
+func (a *Actor[T]) PostInline(v T) bool {
+	if !a.exec.inline() {
+		return a.Post(v)
+	}
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return false
+	}
+	a.queue = append(a.queue, v)
+	mine := !a.scheduled
+	a.scheduled = true
+	a.mu.Unlock()
+	if mine && a.runOnce() {
 		a.exec.run(a)
 	}
 	return true

@@ -26,6 +26,9 @@ func NewGoroutines() *Goroutines { return &Goroutines{due: newDeadlines()} }
 // idle. Actors still run.
 func (g *Goroutines) Close() { g.workers.end() }
 
+// inline says that a poster may run an actor.
+func (g *Goroutines) inline() bool { return true }
+
 // Now is the real time.
 func (g *Goroutines) Now() time.Time { return time.Now() }
 

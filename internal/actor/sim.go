@@ -206,6 +206,9 @@ func (p *Process) SetRate(rate float64) {
 	p.local, p.global, p.rate = p.Now(), p.sim.now, rate
 }
 
+// inline says that every hand-over takes its time.
+func (p *Process) inline() bool { return false }
+
 // Kill ends the process: whatever its actors had queued is lost.
 func (p *Process) Kill() {
 	p.dead = true

@@ -99,6 +99,10 @@ type outlet struct {
 	idle    bool          // the writer waits for wake
 	stopped error         // why the connection is not to be written to any more
 	wake    chan struct{} // capacity 1; only the writer receives
+
+	direct    *direct // nil if there is no way around the writer
+	directing *direct // somebody writes directly; the writer waits
+	spare     []byte  // for the next direct write
 }
 
 func newOutlet() outlet { return outlet{wake: make(chan struct{}, 1)} }
@@ -121,8 +125,8 @@ func (o *outlet) signal() {
 // when there is nothing more to write on this connection.
 func (o *outlet) take(batch *outbox) bool {
 	o.mu.Lock()
-	for o.stopped == nil && o.out.queued == 0 {
-		o.idle = true
+	for o.stopped == nil && (o.out.queued == 0 || o.directing != nil) {
+		o.idle = o.directing == nil
 		o.mu.Unlock()
 		<-o.wake
 		o.mu.Lock()

@@ -121,7 +121,7 @@ func (p *peer) rouseOrStart() (start, wake bool) {
 
 func (p *peer) act(start, wake bool) {
 	if wake {
-		p.signal()
+		p.send()
 	}
 	if !start {
 		return
@@ -257,6 +257,7 @@ func (p *peer) use(conn net.Conn) {
 	}
 	p.conn, p.stopped, p.frames, p.connected = conn, nil, 0, p.t.now()
 	p.suspect, p.greeted = false, false
+	p.attach(conn)
 	if p.silent > 0 {
 		p.silent = p.connected
 	}

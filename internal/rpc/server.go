@@ -43,10 +43,12 @@ type serverConn struct {
 }
 
 func newServerConn(t *TCP, conn net.Conn) *serverConn {
-	return &serverConn{
+	c := &serverConn{
 		t: t, conn: conn, remote: conn.RemoteAddr().String(),
 		names: make(map[string]string), outlet: newOutlet(), resume: make(chan struct{}, 1),
 	}
+	c.attach(conn)
+	return c
 }
 
 // run is the reader. It ends when the connection is of no more use.
@@ -180,7 +182,7 @@ func (c *serverConn) answer(r *Request, code int32, text string, message []byte,
 	}
 	c.mu.Unlock()
 	if wake {
-		c.signal()
+		c.send()
 	}
 	if start && c.t.hold() {
 		go c.write()
