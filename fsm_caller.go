@@ -22,11 +22,12 @@ import (
 // Ownership: its actor owns what is not guarded by mu. The node adds closures and
 // commits; mu is a leaf lock, user code runs without it.
 type fsmCaller struct {
-	a     *actor.Actor[fsmEvent]
-	fsm   StateMachine
-	log   *logManager
-	group string
-	fail  func(err error) // tells the node that the state machine has failed
+	a      *actor.Actor[fsmEvent]
+	fsm    StateMachine
+	log    *logManager
+	group  string
+	rested func()          // called when everything that is committed was applied
+	fail   func(err error) // tells the node that the state machine has failed
 	// onApplied is told of each batch: entries and bytes of proposals of this node that were settled.
 	release func(entries, bytes int64)
 
@@ -216,6 +217,7 @@ func (f *fsmCaller) step(_ time.Time, batch []fsmEvent) time.Time {
 		f.posted = false
 		f.mu.Unlock()
 		f.applyUpTo(target)
+		f.rested()
 	}
 	return time.Time{}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,7 +77,8 @@ type Node struct {
 	quorumAt     time.Time // when to check that a majority answers
 	rounds       []*readRound
 	forwarding   bool
-	uncommitted  []int64 // the last indexes of own batches that may not be committed yet
+	lastOwn      int64     // the last index that was proposed with somebody waiting for it
+	gatherTill   time.Time // until then proposals wait for others; zero if none waits
 	builder      entry.Builder
 	err          error
 	dirty        bool
@@ -119,12 +121,26 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	n.recover(store.Recovered())
 	n.fsm = newFSMCaller(h.env.Exec, o.StateMachine, lm, group)
 	n.fsm.release = n.proposals.release
+	n.fsm.rested = n.releaseGathered
 	n.fsm.fail = func(err error) { n.post(func() { n.fail(err) }) }
 	lm.onDurable = n.onDurable
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
 	n.proposals.init(n)
 	n.a = actor.New(h.env.Exec, "node", n.step)
 	return n, nil
+}
+
+// releaseGathered has proposals taken that waited for others, now that those before them are
+// applied. Whoever got an answer first has the chance to propose again, so that
+// all travel together.
+func (n *Node) releaseGathered() {
+	if !n.gathering.Load() {
+		return
+	}
+	runtime.Gosched()
+	if n.gathering.Swap(false) {
+		n.post(nil)
+	}
 }
 
 // recover takes over what storage holds.
@@ -231,6 +247,9 @@ func (n *Node) deadline() time.Time {
 	at := n.electionAt
 	if n.role == RoleLeader {
 		at = n.quorumAt
+		if !n.gatherTill.IsZero() && n.gatherTill.Before(at) {
+			at = n.gatherTill
+		}
 	}
 	if !n.retryAt.IsZero() && (at.IsZero() || n.retryAt.Before(at)) {
 		at = n.retryAt
@@ -255,21 +274,17 @@ func (n *Node) onDurable(index, lead int64, acks []pendingAck) {
 		n.answerStored(a)
 	}
 	if lead != 0 {
-		n.acknowledged(lead, n.peer, index, n.post)
+		n.acknowledged(lead, n.peer, index)
 	}
 }
 
 // acknowledged counts that a peer stores the log up to index. Any goroutine may call it.
-// post wakes the node if it gathers proposals.
-func (n *Node) acknowledged(term int64, peer PeerID, index int64, post func(func()) bool) {
+func (n *Node) acknowledged(term int64, peer PeerID, index int64) {
 	committed, moved := n.box.ack(term, peer, index)
 	if !moved {
 		return
 	}
 	n.fsm.commit(committed)
-	if n.gathering.Swap(false) {
-		post(nil)
-	}
 	if w := n.confWatch.Load(); w != 0 && committed >= w {
 		n.post(n.onOwnCommit)
 	}

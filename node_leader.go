@@ -104,29 +104,32 @@ func (n *Node) takeProposals() {
 	n.proposals.recycle(tasks)
 }
 
-// maxUncommitted is how many batches that are not full may be on their way at once. While they
-// are, the next proposals gather: more batches would not be durable any sooner, but
-// each costs a request, an answer and a record.
-const maxUncommitted = 4
+// gatherMost is how long proposals wait at most for what is on its way to be applied. They
+// would hardly be durable any sooner without: disks and network are busy. But each batch
+// costs a request, an answer and a record, so that fewer and larger ones make room for more.
+const gatherMost = 2 * time.Millisecond
 
-// gather reports whether proposals are to wait until something is committed.
+// gather reports whether proposals are to wait for others.
 func (n *Node) gather() bool {
-	committed := n.box.index()
-	i := 0
-	for i < len(n.uncommitted) && n.uncommitted[i] <= committed {
-		i++
-	}
-	n.uncommitted = n.uncommitted[:copy(n.uncommitted, n.uncommitted[i:])]
-	if len(n.uncommitted) < maxUncommitted {
-		n.gathering.Store(false)
+	bytes, waiting := n.proposals.waiting()
+	if !waiting {
 		return false
 	}
-	n.gathering.Store(true)
-	if n.proposals.waitingBytes() >= n.o.MaxAppendBytes || n.box.index() > committed {
-		n.gathering.Store(false)
-		return false
+	switch {
+	case n.fsm.applied.Load() >= n.lastOwn, bytes >= n.o.MaxAppendBytes:
+	case !n.gatherTill.IsZero() && !n.now.Before(n.gatherTill):
+	default:
+		if n.gatherTill.IsZero() {
+			n.gatherTill = n.now.Add(gatherMost)
+		}
+		n.gathering.Store(true)
+		if n.fsm.applied.Load() < n.lastOwn { // else whoever applied may not have seen that
+			return true
+		}
 	}
-	return true
+	n.gatherTill = time.Time{}
+	n.gathering.Store(false)
+	return false
 }
 
 // notLeader says where to go instead.
@@ -211,7 +214,7 @@ func (n *Node) proposeBatch(tasks []Task, bytes int) {
 func (n *Node) appendOwn(b entry.Batch, run closureRun) {
 	if len(run.done) > 0 {
 		n.fsm.addClosures(run)
-		n.uncommitted = append(n.uncommitted, b.Last())
+		n.lastOwn = b.Last()
 	}
 	n.box.propose(b.First, b.Last(), n.conf)
 	sum := entry.Summary{FirstTerm: n.term, LastTerm: n.term}
@@ -238,7 +241,7 @@ func (n *Node) appendOwn(b entry.Batch, run closureRun) {
 func (n *Node) stopLeading(reason error) {
 	n.log.Info("stop leading", zap.Int64("term", n.term), zap.Error(reason))
 	n.lm.setLead(0)
-	n.uncommitted = n.uncommitted[:0]
+	n.lastOwn, n.gatherTill = 0, time.Time{}
 	n.gathering.Store(false)
 	n.confWatch.Store(0)
 	committed := n.box.close()

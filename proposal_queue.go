@@ -85,11 +85,11 @@ func (q *proposalQueue) take() []Task {
 	return tasks
 }
 
-// waitingBytes is how much waits to be taken.
-func (q *proposalQueue) waitingBytes() int {
+// waiting returns how much waits to be taken, and whether anything does.
+func (q *proposalQueue) waiting() (bytes int, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.size
+	return q.size, len(q.tasks) > 0
 }
 
 // maxSpareTasks bounds the memory that an idle node keeps after a burst.

@@ -338,7 +338,7 @@ func (r *replicator) heartbeatAfter(prev int64) rpc.Call {
 func (r *replicator) answered(sent sentRequest, rep rpc.Reply) {
 	resp, ok := r.parse(rep, sent.at)
 	if ok && resp.Success && resp.Term == r.term && sent.entries {
-		r.n.acknowledged(r.term, r.peer, sent.last, r.n.postInline)
+		r.n.acknowledged(r.term, r.peer, sent.last)
 	}
 	r.a.PostInline(func() { r.progress(sent, rep, resp, ok) })
 }
