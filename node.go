@@ -185,6 +185,12 @@ func (n *Node) start() {
 				zap.Stringer("conf", n.conf.conf))
 		}
 		n.fsm.commit(n.box.index())
+		if !n.electionAt.IsZero() {
+			// If there is a leader, those who hear it refuse the pre-vote. If there is none, because
+			// all have been started just now, nobody need wait for long.
+			n.hurries = hurries
+			n.electionAt = n.now.Add(n.jitter(n.o.ElectionTimeout / 5))
+		}
 		if n.soleVoter() { // nobody else could lead
 			n.electionAt = n.now
 		}

@@ -37,7 +37,7 @@ type TCPOptions struct {
 // Back-off between attempts to connect.
 const (
 	backoffMin = 10 * time.Millisecond
-	backoffMax = time.Second
+	backoffMax = 250 * time.Millisecond
 )
 
 // helloTimeout is when a peer is taken not to answer a Hello.

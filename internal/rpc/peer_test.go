@@ -36,7 +36,8 @@ func TestBackOff(t *testing.T) {
 			require.Error(t, call())
 			time.Sleep(time.Millisecond)
 		}
-		require.InDelta(t, 20, n.attempts(), 7) // pauses of 10, 20, … 1000, 1000, … ms or somewhat less
+		want := 6 + 10*time.Second/(backoffMax*3/4) // 6 until the pauses are as long as they get
+		require.InDelta(t, int(want), n.attempts(), 12) // pauses of 10, 20, … 1000, 1000, … ms or somewhat less
 		boot(t, n, "server", 2)
 		time.Sleep(time.Second)
 		require.NoError(t, call())
@@ -78,7 +79,8 @@ func TestConnectionsThatEndAtOnce(t *testing.T) {
 		client := boot(t, n, "client", 1)
 		client.Watch("server", true)
 		time.Sleep(10 * time.Second)
-		require.InDelta(t, 20, n.attempts(), 7)
+		want := 6 + 10*time.Second/(backoffMax*3/4) // 6 until the pauses are as long as they get
+		require.InDelta(t, int(want), n.attempts(), 12)
 	})
 }
 
