@@ -36,7 +36,7 @@ func TestBackOff(t *testing.T) {
 			require.Error(t, call())
 			time.Sleep(time.Millisecond)
 		}
-		want := 6 + 10*time.Second/(backoffMax*3/4) // 6 until the pauses are as long as they get
+		want := 6 + 10*time.Second/(backoffMax*3/4)     // 6 until the pauses are as long as they get
 		require.InDelta(t, int(want), n.attempts(), 12) // pauses of 10, 20, … 1000, 1000, … ms or somewhat less
 		boot(t, n, "server", 2)
 		time.Sleep(time.Second)
