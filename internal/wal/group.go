@@ -193,8 +193,8 @@ func (g *Group) repin() {
 		return
 	}
 	var pin *segment
-	if p := g.log.idx.points; len(p) > 0 && g.log.last >= g.log.first {
-		pin = g.s.segmentOf(p[0].pos)
+	if i := g.log.idx.find(g.log.first); i >= 0 && g.log.last >= g.log.first {
+		pin = g.s.segmentOf(g.log.idx.points[i].pos)
 	}
 	if g.pin == pin {
 		return

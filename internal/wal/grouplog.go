@@ -105,6 +105,9 @@ func (l *groupLog) state(r *record) error {
 func (l *groupLog) cutSuffix(last int64) {
 	l.last = last
 	l.idx.cutSuffix(last)
+	if last < l.first { // the points left are of dead entries, whose segments may go
+		l.idx.reset()
+	}
 	for n := len(l.runs); n > 0 && l.runs[n-1].First > last; n-- {
 		l.runs = l.runs[:n-1]
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/graft-raft/graft/internal/actor"
@@ -33,9 +34,12 @@ type keeper struct {
 	next      uint64 // number of the next segment
 	blanks    []blank
 	making    *making
+	eager     int       // so many of the next segments are small, to be zeroed soon
+	zeroAt    time.Time // not before then is the next piece zeroed
+	retryAt   time.Time // not before then is a segment made, after the disk was full
 	releasing bool
 	releaseTo uint64
-	retryAt   time.Time
+	releaseAt time.Time  // not before then is a release tried, after one was refused
 	retired   []*segment // released, perhaps still read
 	left      bool
 }
@@ -45,6 +49,7 @@ type making struct {
 	seg    *segment
 	file   vfs.File
 	zeroed int64
+	zeros  []byte
 }
 
 func newKeeper(s *Store) *keeper {
@@ -58,8 +63,8 @@ func (k *keeper) step(now time.Time, batch []keepMsg) time.Time {
 		switch m {
 		case keepReleased:
 			k.released()
-		case keepNotRelease:
-			k.releasing = false
+		case keepNotRelease: // at once it would be refused again
+			k.releasing, k.releaseAt = false, now.Add(k.s.o.Retry)
 		case keepQuit:
 			k.quit()
 		}
@@ -69,16 +74,27 @@ func (k *keeper) step(now time.Time, batch []keepMsg) time.Time {
 	}
 	if err := k.retire(); err != nil {
 		k.fail(err, now)
-		return k.retryAt
+		return k.deadline(now)
 	}
-	k.release()
+	if err := k.trim(); err != nil {
+		k.fail(err, now)
+		return k.deadline(now)
+	}
+	k.release(now)
 	if k.prepare(now) {
 		k.a.Post(keepWork)
 	}
-	if k.retryAt.After(now) {
-		return k.retryAt
+	return k.deadline(now)
+}
+
+// deadline is the earliest of what waits for its time, zero if nothing does.
+func (k *keeper) deadline(now time.Time) (at time.Time) {
+	for _, t := range []time.Time{k.zeroAt, k.retryAt, k.releaseAt} {
+		if t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
 	}
-	return time.Time{}
+	return at
 }
 
 func (k *keeper) quit() {
@@ -91,24 +107,41 @@ func (k *keeper) quit() {
 	k.s.leave(err)
 }
 
-// wanted says how many segments are lacking, and whether somebody waits for one.
-func (k *keeper) wanted() (lacking int, urgent bool) {
+// haste is how much a segment is needed.
+type haste int
+
+const (
+	notWanted haste = iota
+	atLeisure       // zero it first, and leave the disk to others in between
+	soon            // zero it first
+	atOnce          // somebody waits, or may have to in a moment
+)
+
+// wanted says how much one more segment is needed.
+func (k *keeper) wanted() haste {
 	s := k.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil || s.closed || s.closing && !s.waiting {
-		return 0, false
+	room := s.cur.size - s.off
+	switch {
+	case s.err != nil || s.closed || s.closing && !s.waiting || len(s.free) >= s.o.Spare:
+		return notWanted
+	case s.waiting || s.spaceErr != nil || len(s.free) == 0 && room < s.cur.size/4:
+		return atOnce
+	case len(s.free) == 0 && room < s.cur.size/2:
+		return soon
 	}
-	return s.o.Spare - len(s.free), s.waiting || len(s.free) == 0
+	return atLeisure
 }
 
-// prepare does one piece of the work on the next segment and reports whether there is more.
+// prepare does one piece of the work on the next segment and reports whether there is more to
+// be done now.
 func (k *keeper) prepare(now time.Time) (again bool) {
-	lacking, urgent := k.wanted()
-	if lacking <= 0 || now.Before(k.retryAt) {
+	want := k.wanted()
+	if want == notWanted || now.Before(k.retryAt) || want == atLeisure && now.Before(k.zeroAt) {
 		return false
 	}
-	k.retryAt = time.Time{}
+	k.retryAt, k.zeroAt = time.Time{}, time.Time{}
 	if k.making == nil {
 		m, err := k.begin()
 		if err != nil {
@@ -118,12 +151,16 @@ func (k *keeper) prepare(now time.Time) (again bool) {
 		k.making = m
 	}
 	m := k.making
-	if !m.seg.written && !urgent {
+	if !m.seg.written && want != atOnce {
 		if err := m.zero(); err != nil {
 			k.giveUp(err, now)
 			return false
 		}
 		if m.zeroed < m.seg.size {
+			if want == atLeisure {
+				k.zeroAt = now.Add(zeroPause)
+				return false
+			}
 			return true
 		}
 		m.seg.written = true
@@ -137,13 +174,27 @@ func (k *keeper) prepare(now time.Time) (again bool) {
 	return true
 }
 
+// takeBlank picks a file to use again, one that needs no zeroing if there is such.
+func (k *keeper) takeBlank() (b blank, ok bool) {
+	at := len(k.blanks) - 1
+	for i, b := range k.blanks {
+		if b.written && b.size >= k.s.o.SegmentSize {
+			at = i
+		}
+	}
+	if at < 0 {
+		return b, false
+	}
+	b = k.blanks[at]
+	k.blanks = slices.Delete(k.blanks, at, at+1)
+	return b, true
+}
+
 // begin makes the file of the next segment, of a released one if there is any.
 func (k *keeper) begin() (*making, error) {
 	k.next++
 	seg := &segment{seq: k.next, inc: k.s.o.Rand(), path: k.s.segmentPath(k.next), size: k.s.o.SegmentSize}
-	if n := len(k.blanks); n > 0 {
-		b := k.blanks[n-1]
-		k.blanks = k.blanks[:n-1]
+	if b, ok := k.takeBlank(); ok {
 		if err := k.s.o.FS.Rename(b.path, seg.path); err != nil {
 			return nil, err
 		}
@@ -152,6 +203,9 @@ func (k *keeper) begin() (*making, error) {
 		}
 		seg.written = b.written && b.size >= seg.size
 		seg.size = max(b.size, seg.size)
+	} else if k.eager > 0 {
+		k.eager--
+		seg.size = min(seg.size, eagerSize)
 	}
 	file, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -170,7 +224,10 @@ func (k *keeper) begin() (*making, error) {
 // scrap removes what was made of a segment and passes err on. Its space is needed by
 // others when the disk is full.
 func (k *keeper) scrap(m *making, err error) error {
-	cerr := m.file.Close()
+	var cerr error
+	if m.file != nil {
+		cerr = m.file.Close()
+	}
 	if rerr := k.s.o.FS.Remove(m.seg.path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		return errors.Join(err, cerr, rerr)
 	}
@@ -182,8 +239,11 @@ func (k *keeper) scrap(m *making, err error) error {
 
 // zero writes and syncs one piece, so that later writes of it are overwrites.
 func (m *making) zero() error {
-	n := min(int64(zeroPiece), m.seg.size-m.zeroed)
-	if _, err := m.file.WriteAt(make([]byte, n), m.zeroed); err != nil {
+	if m.zeros == nil {
+		m.zeros = make([]byte, min(zeroPiece, m.seg.size))
+	}
+	n := min(int64(len(m.zeros)), m.seg.size-m.zeroed)
+	if _, err := m.file.WriteAt(m.zeros[:n], m.zeroed); err != nil {
 		return err
 	}
 	m.zeroed += n
@@ -199,7 +259,9 @@ func (k *keeper) finish(m *making) error {
 	if err := m.file.Sync(); err != nil {
 		return err
 	}
-	if err := m.file.Close(); err != nil {
+	file := m.file
+	m.file = nil
+	if err := file.Close(); err != nil {
 		return err
 	}
 	return k.s.o.FS.SyncDir(k.s.o.Dir)
@@ -250,11 +312,12 @@ func (s *Store) releasable() (n int) {
 
 // release begins to release the oldest segments: first it is written down that they may be
 // gone.
-func (k *keeper) release() {
+func (k *keeper) release(now time.Time) {
 	s := k.s
-	if k.releasing {
+	if k.releasing || now.Before(k.releaseAt) {
 		return
 	}
+	k.releaseAt = time.Time{}
 	s.mu.Lock()
 	n := s.releasable()
 	if n == 0 || s.err != nil || s.closing {
@@ -316,20 +379,93 @@ func (k *keeper) retire() error {
 			return err
 		}
 	}
-	removed := false
+	var useless []*segment
 	for _, seg := range unread {
 		if len(k.blanks) < s.o.Keep && seg.size <= 2*s.o.SegmentSize {
 			k.blanks = append(k.blanks, blank{path: seg.path, size: seg.size, written: seg.written})
+			k.retryAt = time.Time{} // it may need no more space
 			continue
 		}
-		if err := s.o.FS.Remove(seg.path); err != nil {
+		useless = append(useless, seg)
+	}
+	if len(useless) == 0 {
+		return nil
+	}
+	k.retryAt = time.Time{} // there is space in a moment
+	return k.remove(useless)
+}
+
+// remove deletes segments. It empties them too, since an idle lane may have one open and so
+// would keep its space; but only once the name is gone for good: a file of the log that is
+// empty looks like damage.
+func (k *keeper) remove(segs []*segment) (err error) {
+	var files []vfs.File
+	defer func() {
+		for _, f := range files {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	for _, seg := range segs {
+		f, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+		if err != nil {
 			return err
 		}
-		removed = true
+		files = append(files, f)
+		if err := k.s.o.FS.Remove(seg.path); err != nil {
+			return err
+		}
 	}
-	if removed {
-		k.retryAt = time.Time{} // there is space now
-		return s.o.FS.SyncDir(s.o.Dir)
+	if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// trim cuts the unused end off a segment behind which the log goes on in another, if it is
+// large: one opening after the other would leave a segment hardly begun.
+func (k *keeper) trim() error {
+	s := k.s
+	for {
+		seg := s.toTrim()
+		if seg == nil {
+			return nil
+		}
+		file, err := s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		err = file.Truncate(seg.end) // it need not be durable
+		if err = errors.Join(err, file.Close()); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		seg.size = seg.end
+		s.mu.Unlock()
+	}
+}
+
+// toTrim finds a segment to cut. Nothing behind its end is looked at any more once the next
+// one's first batch, which names the end, is durable.
+func (s *Store) toTrim() *segment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return nil
+	}
+	for i, seg := range s.segs[:len(s.segs)-1] {
+		after := s.segs[i+1]
+		if seg.cut || s.durable < position(after.seq, after.firstEnd) {
+			continue
+		}
+		seg.cut = true
+		if seg.size-seg.end > seg.size/4 {
+			return seg
+		}
 	}
 	return nil
 }

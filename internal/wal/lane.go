@@ -186,7 +186,7 @@ func (s *Store) settle(f *flight) {
 			r.g.landed(r)
 		}
 	}
-	if s.releasable() > 0 {
+	if f.kind == kindFirst || s.releasable() > 0 { // the segment before may be cut, or go
 		s.keeper.a.Post(keepWork)
 	}
 }

@@ -23,22 +23,29 @@ func Open(o Options) (*Store, error) {
 	}
 	lock, err := o.FS.Lock(filepath.Join(o.Dir, lockName))
 	if errors.Is(err, vfs.ErrLocked) {
-		return nil, fmt.Errorf("%w: %s is in use by another process, or twice by this one: %w", ErrIdentity, o.Dir, err)
+		return nil, fmt.Errorf("%w: %s is in use by another process, or twice by this one; stop that one first: %w", ErrIdentity, o.Dir, err)
 	}
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{o: o, lock: lock, groups: make(map[string]*Group), number: 1}
 	if err := s.open(); err != nil {
+		if isSpace(err) {
+			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
 		return nil, errors.Join(err, lock.Close())
 	}
 	return s, nil
 }
 
 // makeDir makes a directory whose name is durable, and so are those of its new parents.
+//
+// They are made and synced one after the other, so that of all that is found existing only
+// the last one's name may not be durable: a process was killed before it synced that.
 func makeDir(fs vfs.FS, dir string) error {
-	var parents []string
-	for d := filepath.Clean(dir); ; {
+	var missing []string
+	d := filepath.Clean(dir)
+	for ; d != filepath.Dir(d); d = filepath.Dir(d) {
 		_, err := fs.Stat(d)
 		if err == nil {
 			break
@@ -46,18 +53,17 @@ func makeDir(fs vfs.FS, dir string) error {
 		if !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		parent := filepath.Dir(d)
-		parents = append(parents, parent)
-		if parent == d {
-			break
-		}
-		d = parent
+		missing = append(missing, d)
 	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
+	// Where this process may not even look it has not made anything.
+	if err := fs.SyncDir(filepath.Dir(d)); err != nil && !errors.Is(err, os.ErrPermission) {
 		return err
 	}
-	for _, p := range parents {
-		if err := fs.SyncDir(p); err != nil {
+	for _, m := range slices.Backward(missing) {
+		if err := fs.MkdirAll(m, 0o755); err != nil {
+			return err
+		}
+		if err := fs.SyncDir(filepath.Dir(m)); err != nil {
 			return err
 		}
 	}
@@ -95,6 +101,7 @@ func (s *Store) open() error {
 	if err := s.begin(end); err != nil {
 		return err
 	}
+	k.eager = s.o.Spare
 	for range s.o.InFlight {
 		l := newLane(s)
 		s.lanes = append(s.lanes, l)
@@ -136,10 +143,14 @@ func (s *Store) identify(names []string) error {
 			ErrIdentity, s.o.Dir, id.address, s.o.Identity)
 	}
 	if id.segment != 0 && segments == 0 {
-		return fmt.Errorf("%w: %s has lost its log segments (the newest was begun as %s)", ErrIdentity, s.o.Dir, segmentName(id.segment))
+		return fmt.Errorf("%w: %s has lost its log segments (%s and all others): restore them, "+
+			"or remove this member from its groups and add it again with an empty directory",
+			ErrIdentity, s.o.Dir, segmentName(id.segment))
 	}
 	s.id = id
-	return nil
+	// A process may have been killed between rename and sync. Without this, segments could be
+	// durable before the identity.
+	return s.o.FS.SyncDir(s.o.Dir)
 }
 
 func readFile(fs vfs.FS, name string) (b []byte, err error) {
@@ -232,8 +243,12 @@ func (s *Store) readHead(f *segFile) (err error) {
 	if errors.Is(herr, ErrVersion) {
 		return fmt.Errorf("%s: %w", path, herr)
 	}
+	if herr == nil && head.store != s.id.store { // never to be used again as if it were a leftover
+		return fmt.Errorf("%w: %s is a segment of another log: take it out of the directory, or restore the file %q that belongs to it",
+			ErrIdentity, path, identityName)
+	}
 	f.head = head
-	f.headOK = herr == nil && head.store == s.id.store && head.seq == f.seq
+	f.headOK = herr == nil && head.seq == f.seq
 	if !f.headOK {
 		return s.checkStray(f, &w, path, herr)
 	}
@@ -286,13 +301,10 @@ func (s *Store) begin(prevEnd uint64) error {
 	k := s.keeper
 	m, err := k.begin()
 	if err != nil {
-		if isSpace(err) {
-			return fmt.Errorf("%w: %w", ErrNoSpace, err)
-		}
 		return err
 	}
 	if err := k.finish(m); err != nil {
-		return err
+		return k.scrap(m, err)
 	}
 	s.id.opening++
 	s.id.segment = m.seg.seq

@@ -39,8 +39,15 @@ type Options struct {
 	Log  func(format string, args ...any) // may be nil
 }
 
-// zeroPiece is how much of a new segment the keeper zeroes and syncs at a time.
-const zeroPiece = 256 << 10
+const (
+	// zeroPiece is how much of a new segment the keeper zeroes and syncs at a time.
+	zeroPiece = 256 << 10
+	// eagerSize is how large the first segments are that an opening prepares, so that
+	// it soon has some that were written once.
+	eagerSize = 8 << 20
+	// zeroPause is how long it then leaves the disk to the log, unless the segment is needed.
+	zeroPause = 4 * time.Millisecond
+)
 
 func orDefault[T comparable](v, d T) T {
 	var zero T
@@ -90,6 +97,8 @@ func (o Options) Validate() error {
 	check(o.MaxBatch > 0, "MaxBatch is %d, must be positive", o.MaxBatch)
 	check(o.InFlight > 0 && o.InFlight <= 64, "InFlight is %d, must be 1 to 64", o.InFlight)
 	check(o.Spare > 1, "Spare is %d, must be at least 2", o.Spare)
+	check(o.IdleMark > 0, "IdleMark is %v, must be positive", o.IdleMark)
+	check(o.Retry > 0, "Retry is %v, must be positive", o.Retry)
 	check(o.Keep >= 0, "Keep is %d, must not be negative", o.Keep)
 	return errors.Join(errs...)
 }

@@ -3,55 +3,56 @@ package wal
 import (
 	"fmt"
 	"io"
+	"sort"
 
 	"github.com/graft-raft/graft/internal/entry"
 )
 
-// Read returns entries from first on: at least one, and about maxBytes of them. They come from memory if they
-// may not be durable yet, else from disk. The bytes are the caller's.
+// Read returns entries from first on: at least one, and at most maxBytes of them unless
+// those that were written together are larger. They come from memory if they may not be
+// durable yet, else from disk, where their CRCs are verified. None of them was truncated
+// when Read was called. Nobody writes to the bytes any more.
 func (g *Group) Read(first int64, maxBytes int) (entry.Batch, error) {
 	s := g.s
 	s.mu.Lock()
+	b, q, err := g.locate(first)
+	s.mu.Unlock()
+	if err != nil || q == nil {
+		return b, err
+	}
+	file, err := s.acquire(q.seg)
+	if err == nil {
+		b, err = q.run(file, maxBytes)
+	}
+	if err = s.letGo(q.seg, err); err != nil {
+		return entry.Batch{}, err
+	}
+	return b, nil
+}
+
+// locate returns the entries that memory holds from first on, or how to read them from
+// disk. The caller holds mu.
+func (g *Group) locate(first int64) (entry.Batch, *query, error) {
 	switch {
-	case s.closed:
-		s.mu.Unlock()
-		return entry.Batch{}, ErrClosed
+	case g.s.closed:
+		return entry.Batch{}, nil, ErrClosed
 	case g.gone:
-		s.mu.Unlock()
-		return entry.Batch{}, fmt.Errorf("wal: group %q: %w", g.name, ErrRemoved)
+		return entry.Batch{}, nil, fmt.Errorf("wal: group %q: %w", g.name, ErrRemoved)
 	case first < g.first:
-		s.mu.Unlock()
-		return entry.Batch{}, fmt.Errorf("wal: group %q: entry %d, the first is %d: %w", g.name, first, g.first, ErrCompacted)
+		return entry.Batch{}, nil, fmt.Errorf("wal: group %q: entry %d, the first is %d: %w", g.name, first, g.first, ErrCompacted)
 	case first > g.last:
-		s.mu.Unlock()
-		return entry.Batch{}, fmt.Errorf("wal: group %q: entry %d, the last is %d: %w", g.name, first, g.last, ErrOrder)
+		return entry.Batch{}, nil, fmt.Errorf("wal: group %q: entry %d, the last is %d: %w", g.name, first, g.last, ErrOrder)
 	}
 	last := g.last
 	if mem := g.mem.visible(); len(mem) > 0 {
-		if first >= mem[0].batch.First {
-			b, keep := mem[0].batch, mem[0].keep
-			for _, m := range mem {
-				if first <= m.keep {
-					b, keep = m.batch, m.keep
-					break
-				}
-			}
-			s.mu.Unlock()
-			return b.Upto(keep).From(first), nil
+		i := sort.Search(len(mem), func(i int) bool { return mem[i].keep >= first })
+		if i < len(mem) && first >= mem[i].batch.First {
+			return mem[i].batch.Upto(mem[i].keep).From(first), nil, nil
 		}
 		last = mem[0].batch.First - 1
 	}
 	q, err := g.plan(first, last)
-	s.mu.Unlock()
-	if err != nil {
-		return entry.Batch{}, err
-	}
-	file, err := s.acquire(q.seg)
-	if err != nil {
-		return entry.Batch{}, err
-	}
-	b, err := q.run(file, maxBytes)
-	return b, s.letGo(q.seg, err)
+	return entry.Batch{}, q, err
 }
 
 // query is a read from disk: the entries [first, last], from the batch at off on.
@@ -68,12 +69,12 @@ type query struct {
 // maxPoints bounds how much of the index a query takes along.
 const maxPoints = 1 << 10
 
-// plan says where the entries are. The caller holds mu.
-func (g *Group) plan(first, last int64) (query, error) {
+// plan says where the entries are, and keeps their segment. The caller holds mu.
+func (g *Group) plan(first, last int64) (*query, error) {
 	points := g.log.idx.points
 	i := g.log.idx.find(first)
 	if i < 0 {
-		return query{}, fmt.Errorf("wal: group %q: entry %d is not in the index", g.name, first)
+		return nil, fmt.Errorf("wal: group %q: entry %d is not in the index", g.name, first)
 	}
 	if i+maxPoints < len(points) {
 		last = min(last, points[i+maxPoints].first-1)
@@ -81,10 +82,10 @@ func (g *Group) plan(first, last int64) (query, error) {
 	}
 	seg := g.s.segmentOf(points[i].pos)
 	if seg == nil {
-		return query{}, fmt.Errorf("wal: group %q: entry %d is in a segment that is gone", g.name, first)
+		return nil, fmt.Errorf("wal: group %q: entry %d is in a segment that is gone", g.name, first)
 	}
 	_, off := splitPosition(points[i].pos)
-	q := query{
+	q := &query{
 		number: g.number, seg: seg, path: seg.path, inc: seg.inc, off: off, end: seg.end,
 		first: first, last: last, points: append([]point(nil), points[i:]...),
 	}
@@ -94,22 +95,38 @@ func (g *Group) plan(first, last int64) (query, error) {
 			q.end = end
 		}
 	}
+	seg.refs++
 	return q, nil
 }
 
 // validUpTo returns the last index for which a record at position pos is the latest.
 func (q *query) validUpTo(pos uint64) int64 {
-	for _, p := range q.points {
-		if p.pos > pos {
-			return p.first - 1
-		}
+	i := sort.Search(len(q.points), func(i int) bool { return q.points[i].pos > pos })
+	if i == len(q.points) {
+		return q.last
 	}
-	return q.last
+	return q.points[i].first - 1
 }
+
+// seek returns where the batches with the given entry begin, -1 if in another segment.
+func (q *query) seek(at int64) int64 {
+	i := sort.Search(len(q.points), func(i int) bool { return q.points[i].first > at }) - 1
+	seq, off := splitPosition(q.points[max(i, 0)].pos)
+	if seq != q.seg.seq {
+		return -1
+	}
+	return off
+}
+
+const (
+	firstChunk = 64 << 10 // of a read; as long as it goes on, each is twice as large
+	lastChunk  = 4 << 20
+	readBudget = 16 << 20 // a read that found something ends here: the log is mostly others'
+)
 
 // run reads batch after batch until enough entries are there.
 func (q *query) run(file io.ReaderAt, maxBytes int) (entry.Batch, error) {
-	w := window{file: file, path: q.path, size: q.end, chunk: min(max(int64(maxBytes)+64<<10, 64<<10), 4<<20), fresh: true}
+	w := window{file: file, path: q.path, size: q.end, chunk: firstChunk, most: lastChunk, fresh: true}
 	var found []entry.Batch
 	size := 0
 	for off := q.off; off < q.end; {
@@ -120,17 +137,26 @@ func (q *query) run(file io.ReaderAt, maxBytes int) (entry.Batch, error) {
 		if h.kind == kindMark || h.kind == kindEnd {
 			break
 		}
+		had := len(found)
 		if found, err = q.collect(found, body, off, int(h.records), position(q.seg.seq, off)); err != nil {
 			return entry.Batch{}, err
 		}
-		off += align(int64(h.length))
-		size = 0
-		for _, b := range found {
+		for _, b := range found[had:] {
 			size += b.Size()
 		}
-		if n := len(found); n > 0 && (size >= maxBytes || found[n-1].Last() >= q.last) {
+		off += align(int64(h.length))
+		n := len(found)
+		if n == 0 {
+			continue
+		}
+		if size >= maxBytes || found[n-1].Last() >= q.last || w.total >= readBudget {
 			break
 		}
+		next := q.seek(found[n-1].Last() + 1)
+		if next < 0 {
+			break
+		}
+		off = max(off, next) // what lies between is others'
 	}
 	if len(found) == 0 {
 		return entry.Batch{}, &CorruptError{File: q.path, Offset: q.off, Reason: fmt.Sprintf("entry %d is not where the index says", q.first)}
@@ -215,10 +241,12 @@ type window struct {
 	file  io.ReaderAt
 	path  string
 	size  int64 // of the part that may be read
-	chunk int64
+	chunk int64 // how much is read at a time
+	most  int64 // up to which chunk doubles, if it does
 	fresh bool
 	buf   []byte
 	start int64 // where in the file buf begins
+	total int64 // bytes read
 }
 
 // bytes returns the n bytes at off, fewer at the end of what may be read.
@@ -230,6 +258,9 @@ func (w *window) bytes(off, n int64) ([]byte, error) {
 	if off >= w.start && off+n <= w.start+int64(len(w.buf)) {
 		return w.buf[off-w.start : off-w.start+n], nil
 	}
+	if w.most > 0 && off > w.start+int64(len(w.buf)) { // a jump: who knows how much is wanted there
+		w.chunk = firstChunk
+	}
 	want := min(max(n, w.chunk), w.size-off)
 	if w.fresh || int64(cap(w.buf)) < want {
 		w.buf = make([]byte, want)
@@ -237,6 +268,8 @@ func (w *window) bytes(off, n int64) ([]byte, error) {
 	w.buf, w.start = w.buf[:want], off
 	got, err := w.file.ReadAt(w.buf, off)
 	w.buf = w.buf[:got]
+	w.total += int64(got)
+	w.chunk = max(w.chunk, min(2*w.chunk, w.most))
 	if err != nil && err != io.EOF {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ func (r *recovery) chain() ([]*segFile, error) {
 // addSegment takes the file into the store's list.
 func (r *recovery) addSegment(f *segFile) *segment {
 	seg := &segment{
-		seq: f.seq, inc: f.head.inc, path: r.s.segmentPath(f.seq), written: f.head.written, size: f.size, cut: true,
+		seq: f.seq, inc: f.head.inc, path: r.s.segmentPath(f.seq), written: f.head.written, size: f.size,
 	}
 	r.s.segs = append(r.s.segs, seg)
 	return seg
@@ -106,7 +106,7 @@ func (r *recovery) sealed(f, after *segFile) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	w := window{file: file, path: seg.path, size: min(f.size, end), chunk: 1 << 20}
+	w := window{file: file, path: seg.path, size: min(f.size, end), chunk: recoverChunk}
 	for off := int64(firstBatchOffset); off < end; {
 		h, body, err := w.batch(off, f.seq, f.head.inc)
 		if err != nil {
@@ -128,7 +128,7 @@ func (r *recovery) newest(f *segFile) (end uint64, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	w := window{file: file, path: seg.path, size: f.size, chunk: 1 << 20}
+	w := window{file: file, path: seg.path, size: f.size, chunk: recoverChunk}
 	off := int64(firstBatchOffset)
 	reason := "the end of the file"
 	opening := uint64(0)
@@ -147,11 +147,15 @@ func (r *recovery) newest(f *segFile) (end uint64, err error) {
 			opening = h.opening
 		}
 		if reason = r.follows(&h, off, opening, body); reason != "" {
+			if off == firstBatchOffset { // it is whole and names the end that was read: no torn write looks like that
+				return 0, &CorruptError{File: seg.path, Offset: off, Reason: reason}
+			}
 			break
 		}
 		if h.kind == kindMark || h.kind == kindEnd {
 			r.mark = max(r.mark, h.mark)
 			closed = h.kind == kindEnd
+			reason = "there is a mark, and no batch was written over it"
 			break
 		}
 		if err := r.batch(seg, off, &h, body); err != nil {
@@ -230,25 +234,34 @@ func (r *recovery) search(w *window, f *segFile, off int64, opening uint64) (cou
 	return count, nil
 }
 
-// searchWindow bounds how far a segment that was hardly begun is searched: more than
-// may have been in flight.
-const searchWindow = 16 << 20
+const (
+	// searchWindow bounds how far behind the last batch that was found in it a segment is
+	// searched that was hardly begun. It is more than its first batch takes.
+	searchWindow = 16 << 20
+	// recoverChunk is how much is read at a time: several batches.
+	recoverChunk = 4 << 20
+)
 
 func (r *recovery) searchNext(f *segFile) (count int, err error) {
-	file, err := r.s.o.FS.OpenFile(r.s.segmentPath(f.seq), os.O_RDONLY, 0)
+	path := r.s.segmentPath(f.seq)
+	file, err := r.s.o.FS.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	w := window{file: file, size: min(f.size, searchWindow), chunk: 1 << 20}
-	for at := int64(firstBatchOffset); at+block <= w.size; at += block {
+	w := window{file: file, path: path, size: f.size, chunk: recoverChunk}
+	end := int64(firstBatchOffset + searchWindow)
+	for at := int64(firstBatchOffset); at+block <= w.size && at < end; at += block {
 		b, err := w.bytes(at, batchHeadSize)
 		if err != nil {
 			return 0, err
 		}
 		if h, ok := parseBatchHead(b); ok && h.inc == f.head.inc && h.pos == position(f.seq, at) && h.opening == r.s.id.opening {
 			r.mark = max(r.mark, h.mark)
-			count++
+			end = max(end, at+int64(h.length)+searchWindow)
+			if h.kind != kindMark {
+				count++
+			}
 		}
 	}
 	return count, nil
@@ -331,12 +344,32 @@ func (r *recovery) check(chain []*segFile) error {
 			return &CorruptError{File: r.s.segmentPath(id), Reason: "the segment that the last opening began is not part of the log"}
 		}
 	}
+	r.dropNamesakes()
 	for _, g := range r.order {
 		if !g.log.removed && !g.log.covered() {
 			return &CorruptError{File: r.s.o.Dir, Reason: fmt.Sprintf("entries of group %q from %d on are missing", g.log.name, g.log.first)}
 		}
 	}
 	return nil
+}
+
+// dropNamesakes forgets a group whose name a later one has: it was to be removed, the
+// name was taken again, and then the removal was refused because the disk was full.
+func (r *recovery) dropNamesakes() {
+	latest := make(map[string]*Group, len(r.order))
+	for _, g := range r.order {
+		old := latest[g.log.name]
+		switch {
+		case g.log.removed:
+		case old == nil:
+			latest[g.log.name] = g
+		case old.number > g.number:
+			g.log.removed = true
+		default:
+			old.log.removed = true
+			latest[g.log.name] = g
+		}
+	}
 }
 
 // takeOver hands what was recovered to the store.

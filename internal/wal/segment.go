@@ -39,10 +39,10 @@ type blank struct {
 
 func (s *Store) segmentPath(seq uint64) string { return filepath.Join(s.o.Dir, segmentName(seq)) }
 
-// acquire returns a handle for reading the segment and keeps both until letGo.
+// acquire returns a handle for reading the segment, which the caller has counted among
+// its refs in the moment in which it learned of it: a release could come in between.
 func (s *Store) acquire(seg *segment) (vfs.File, error) {
 	s.mu.Lock()
-	seg.refs++
 	file := seg.file
 	s.mu.Unlock()
 	if file != nil {
@@ -50,7 +50,7 @@ func (s *Store) acquire(seg *segment) (vfs.File, error) {
 	}
 	file, err := s.o.FS.OpenFile(seg.path, os.O_RDONLY, 0)
 	if err != nil {
-		return nil, s.letGo(seg, err)
+		return nil, err
 	}
 	s.mu.Lock()
 	mine := seg.file == nil
@@ -62,13 +62,10 @@ func (s *Store) acquire(seg *segment) (vfs.File, error) {
 	if mine {
 		return file, nil
 	}
-	if err := file.Close(); err != nil { // another reader was faster
-		return nil, s.letGo(seg, err)
-	}
-	return shared, nil
+	return shared, file.Close() // another reader was faster
 }
 
-// letGo ends what acquire began and passes err on.
+// letGo takes a reader off the segment's refs and passes err on.
 func (s *Store) letGo(seg *segment, err error) error {
 	s.mu.Lock()
 	seg.refs--

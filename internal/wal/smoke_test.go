@@ -61,18 +61,3 @@ func TestSmoke(t *testing.T) {
 		require.NoError(t, s.Close())
 	}
 }
-
-func BenchmarkAppend(b *testing.B) {
-	o := Options{Dir: b.TempDir(), Exec: actor.NewGoroutines(), Identity: "a:1"}
-	s, err := Open(o)
-	require.NoError(b, err)
-	g, _ := s.Group("g")
-	last := int64(0)
-	done := make(chan error, 1)
-	for b.Loop() {
-		g.Append(batchAt(last+1, 1, 1, 100), 0, func(err error) { done <- err })
-		last++
-		<-done
-	}
-	s.Close()
-}

@@ -147,7 +147,9 @@ func (s *Store) takeLane() *lane {
 	front := s.pend.front()
 	switch {
 	case s.busy == 0:
-		if front == nil && !s.closing {
+		// The keeper may have poisoned the store while all lanes were idle.
+		undelivered := s.ring.len() > 0 && s.ring.front().landed && !s.delivering
+		if front == nil && !s.closing && !undelivered {
 			return nil
 		}
 	case front == nil || s.pend.len() == 1 && front.bytes < s.o.OverlapBytes && front.live > 0:

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -388,56 +387,4 @@ func (b *bed) appendNow(g *Group, first int64, n int) *error {
 	r := b.append(g, first, n, 10)
 	b.run(time.Second)
 	return r
-}
-
-func FuzzParse(f *testing.F) {
-	var r record
-	bt := batchAt(1, 3, 1, 20)
-	sum, _ := entry.Check(bt)
-	encodeEntries(&r, 1, bt, sum, 0)
-	f.Add(append(append(append([]byte{}, r.fixed[:r.nfixed]...), bt.Metas...), bt.Data...))
-	f.Add(segmentHead{store: 1, seq: 2, inc: 3}.encode())
-	f.Add(identity{store: 1, opening: 2, address: "a:1"}.encode())
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var r record
-		if _, err := parseRecord(data, &r); err == nil && r.size > len(data) {
-			t.Fatal("record is larger than its bytes")
-		}
-		_, _ = parseSegmentHead(data)
-		_, _ = parseIdentity(data)
-		_, _ = parseBatchHead(data)
-	})
-}
-
-// FuzzOpen puts rubbish into the middle of a log. It is opened or refused, and never panics.
-func FuzzOpen(f *testing.F) {
-	f.Add([]byte("rubbish"), int64(5000))
-	f.Add(make([]byte, 100), int64(4096))
-	f.Fuzz(func(t *testing.T, data []byte, off int64) {
-		b := newBed(t)
-		require.NoError(t, b.open())
-		b.append(b.group("g"), 1, 5, 3000)
-		b.run(time.Second)
-		fs := b.fs.CrashClone(nil)
-		file, err := fs.OpenFile("/d/"+segmentName(b.s.cur.seq), os.O_RDWR, 0)
-		require.NoError(t, err)
-		_, err = file.WriteAt(data, max(off, 0)%(32<<10))
-		require.NoError(t, err)
-		o := b.o
-		o.FS, o.Exec = fs, b.sim.NewProcess(1)
-		s, err := Open(o)
-		if err != nil {
-			return
-		}
-		g, err := s.Group("g")
-		require.NoError(t, err)
-		r := g.Recovered()
-		for at := r.First; at <= r.Last; {
-			batch, err := g.Read(at, 1000)
-			if err != nil {
-				return
-			}
-			at = batch.Last() + 1
-		}
-	})
 }
