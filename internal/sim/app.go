@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"errors"
+
 	"github.com/graft-raft/graft"
 	"github.com/graft-raft/graft/internal/entry"
 )
@@ -52,8 +54,22 @@ func (a *app) OnApply(it *graft.Iterator) {
 	}
 	for left != 0 && it.Next() {
 		left--
+		if !c.healed && c.o.Faults.App > 0 && a.m.rng.Float64() < c.o.Faults.App {
+			a.breakDown(it)
+			continue
+		}
 		a.apply(it)
 	}
+}
+
+// breakDown fails as a state machine can.
+func (a *app) breakDown(it *graft.Iterator) {
+	a.m.c.Count.AppFailures++
+	a.m.injected = true
+	if a.m.rng.IntN(2) == 0 {
+		panic("simulated panic of the state machine")
+	}
+	it.Rollback(1, errors.New("simulated failure of the state machine"))
 }
 
 func (a *app) apply(it *graft.Iterator) {

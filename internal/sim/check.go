@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/bits"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -100,6 +101,9 @@ func (k *checker) logChanged(m *machine, old graft.SimState) {
 	if cut := int64(len(m.log)) - keep; cut > 0 {
 		k.c.Count.Truncations++
 		k.c.Count.TruncatedEntries += cut
+		if old.Durable > keep {
+			k.c.Count.TruncatedDurable++
+		}
 		if keep < old.Commit {
 			k.c.fail("machine %d: cut its log behind %d, had committed %d", m.index, keep, old.Commit)
 		}
@@ -254,6 +258,13 @@ func (k *checker) failed(m *machine) {
 	k.c.Count.NodeFailures++
 	if !m.injected {
 		k.c.fail("machine %d failed without reason: %v", m.index, m.node.Status().Err)
+		return
+	}
+	if k.c.healed { // its store had failed before, and it has only now got something to write
+		k.c.later(time.Millisecond, m, func() {
+			m.end(true, false)
+			m.turnOn()
+		})
 		return
 	}
 	k.c.later(k.c.rng.between(1e7, 5e9), m, func() { m.crash(m.rng.IntN(2) == 0, false) })

@@ -19,6 +19,7 @@ type clients struct {
 	acked  int64   // the greatest index that was acknowledged to anybody
 	late   bool    // a detached answer is given: these come in any order
 	filler []byte
+	bulk   bool // the next value is large
 	active bool
 }
 
@@ -120,8 +121,8 @@ func (l *clients) duel() {
 // payload makes a unique value.
 func (l *clients) payload(id int) []byte {
 	size := l.rng.IntN(l.c.o.Load.MaxSize + 1)
-	if l.rng.chance(l.c.o.Load.Large) {
-		size = l.rng.IntN(len(l.filler))
+	if l.bulk || l.rng.chance(l.c.o.Load.Large) {
+		size = l.rng.IntN(len(l.filler) / 4)
 	}
 	b := make([]byte, 8, 8+size)
 	binary.LittleEndian.PutUint64(b, uint64(id))
@@ -132,6 +133,23 @@ func idOf(data []byte) int { return int(binary.LittleEndian.Uint64(data)) }
 
 // write proposes a value. depth is how many writes led to this one.
 func (l *clients) write(m *machine, depth int) {
+	l.propose(m, func(error) {
+		if depth < 3 && l.active && l.rng.chance(l.c.o.Load.Chain) {
+			l.c.Count.Chained++
+			l.write(m, depth+1)
+		}
+	})
+}
+
+// bulky proposes a large value.
+func (l *clients) bulky(m *machine) {
+	l.bulk = true
+	l.write(m, 3)
+	l.bulk = false
+}
+
+// propose proposes a value and tells then how that ended.
+func (l *clients) propose(m *machine, then func(err error)) {
 	if !m.ready() {
 		return
 	}
@@ -143,23 +161,27 @@ func (l *clients) write(m *machine, depth int) {
 		task.ExpectedTerm = max(m.st.Term+int64(l.rng.IntN(2)), 1)
 	}
 	boot := m.boot
-	task.Done = func(result any, err error) { l.written(m, boot, id, depth, result, err) }
+	task.Done = func(result any, err error) {
+		if l.written(m, boot, id, result, err) {
+			then(err)
+		}
+	}
 	m.writes++
 	m.node.Apply(task)
 }
 
-// written is told what became of a write.
-func (l *clients) written(m *machine, boot, id, depth int, result any, err error) {
-	if m.boot != boot || m.proc.Dead() {
-		if m.boot != boot {
-			l.c.fail("write %d: answered by a dead process of machine %d", id, m.index)
-		}
-		return
-	}
+// written is told what became of a write, and reports whether that is to be believed.
+func (l *clients) written(m *machine, boot, id int, result any, err error) bool {
 	w := &l.ledger[id-1]
-	if w.state != pendingYet {
+	switch {
+	case m.boot != boot:
+		l.c.fail("write %d: answered by a dead process of machine %d", id, m.index)
+		return false
+	case m.proc.Dead(): // it is killed in this very step
+		return false
+	case w.state != pendingYet:
 		l.c.fail("write %d on machine %d: answered twice, the second time with %v", id, m.index, err)
-		return
+		return false
 	}
 	m.writes--
 	switch code := graft.ErrorCode(err); {
@@ -175,10 +197,7 @@ func (l *clients) written(m *machine, boot, id, depth int, result any, err error
 			l.c.fail("write %d on machine %d: refused with %v, and yet it is entry %d of term %d", id, m.index, err, w.entry.index, w.entry.term)
 		}
 	}
-	if depth < 3 && l.active && l.rng.chance(l.c.o.Load.Chain) {
-		l.c.Count.Chained++
-		l.write(m, depth+1)
-	}
+	return true
 }
 
 func (l *clients) succeeded(m *machine, w *write, id int, result any) {
@@ -251,7 +270,10 @@ func (l *clients) applied(m *machine, index int64, data []byte) {
 }
 
 // read asks for a read index.
-func (l *clients) read(m *machine) {
+func (l *clients) read(m *machine) { l.ask(m, func(error) {}) }
+
+// ask asks for a read index and tells then how that ended.
+func (l *clients) ask(m *machine, then func(err error)) {
 	if !m.ready() {
 		return
 	}
@@ -271,20 +293,26 @@ func (l *clients) read(m *machine) {
 		}
 		over = true
 		m.reads--
-		if err != nil {
-			l.c.Count.FailedReads++
-			return
-		}
-		if role == graft.RoleLeader {
-			l.c.Count.LeaderReads++
-		} else {
-			l.c.Count.FollowerReads++
-		}
-		if index < floor {
-			l.c.fail("read index: machine %d answers %d, %d was acknowledged before", m.index, index, floor)
-		}
-		if applied := graft.SimStateOf(m.node).Applied; applied < index || index > int64(len(l.c.check.committed)) {
-			l.c.fail("read index: machine %d answers %d, has applied %d, committed is %d", m.index, index, applied, len(l.c.check.committed))
-		}
+		l.answered(m, role, floor, index, err)
+		then(err)
 	})
+}
+
+// answered judges a read index: floor had been acknowledged when it was asked for.
+func (l *clients) answered(m *machine, role graft.NodeRole, floor, index int64, err error) {
+	switch {
+	case err != nil:
+		l.c.Count.FailedReads++
+		return
+	case role == graft.RoleLeader:
+		l.c.Count.LeaderReads++
+	default:
+		l.c.Count.FollowerReads++
+	}
+	if index < floor {
+		l.c.fail("read index: machine %d answers %d, %d was acknowledged before", m.index, index, floor)
+	}
+	if applied := graft.SimStateOf(m.node).Applied; applied < index || index > int64(len(l.c.check.committed)) {
+		l.c.fail("read index: machine %d answers %d, has applied %d, committed is %d", m.index, index, applied, len(l.c.check.committed))
+	}
 }

@@ -15,16 +15,16 @@ type Counters struct {
 
 	// What was done to machines.
 	PowerCuts, Kills, CutsAtOp, CutsInRecovery, Restarts, Stops, Vanished, Wipes, Freezes, SlowDisks, RateChanges int64
-	DiskErrors, DiskFull, NodeFailures, TornTails                                                                 int64
+	DiskErrors, DiskFull, AppFailures, NodeFailures, TornTails, TornCuts                                          int64
 
 	// What the group did.
-	Leaderships, Campaigns, Truncations, TruncatedEntries, Recovered, Commits, Applied, VotesGranted int64
+	Leaderships, Campaigns, Truncations, TruncatedEntries, TruncatedDurable, Recovered, Commits, Applied, VotesGranted int64
 
 	// What clients saw.
 	Writes, Acked, UnknownOutcomes, NotLeader, NoSpace, Overloaded, TermMismatch, OtherRefusals int64
 	Reads, LeaderReads, FollowerReads, FailedReads                                              int64
 	Detached, Chained                                                                           int64
-	Audits, Duels, StuckAtFirstStart,
+	Audits, Duels,
 	LostWithProcess, ReadsAfterStop int64
 }
 
@@ -36,11 +36,11 @@ func (c *Counters) Add(o *Counters) {
 	}
 }
 
-// Zero lists what never happened and should have.
+// Zero lists what never happened.
 func (c *Counters) Zero() (names []string) {
 	v := reflect.ValueOf(c).Elem()
 	for i := range v.NumField() {
-		if v.Field(i).Int() == 0 && v.Type().Field(i).Name != "StuckAtFirstStart" {
+		if v.Field(i).Int() == 0 {
 			names = append(names, v.Type().Field(i).Name)
 		}
 	}

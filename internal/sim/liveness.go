@@ -1,9 +1,8 @@
 package sim
 
 import (
+	"slices"
 	"time"
-
-	"github.com/graft-raft/graft"
 )
 
 // recoverAll is the second phase: everything heals, and the group must work again.
@@ -17,10 +16,6 @@ func (c *Cluster) recoverAll() {
 		}
 	}
 	if !c.until(10*timeout, c.led) && c.err == nil {
-		if c.stuckAtFirstStart() {
-			c.Count.StuckAtFirstStart++
-			return
-		}
 		c.fail("liveness: no leader everybody follows after 10 election timeouts")
 	}
 	if c.err == nil {
@@ -39,17 +34,13 @@ func (c *Cluster) recoverAll() {
 	}
 }
 
-// stuckAtFirstStart reports whether nobody may vote for those that hold something, because nobody
-// knows of a commit. TODO: see finding F1.
-func (c *Cluster) stuckAtFirstStart() bool {
-	waiting, some := 0, false
+func (c *Cluster) anyWaiting() bool {
 	for _, m := range c.machines {
 		if m.st.Waiting {
-			waiting++
-			some = some || m.st.Last > 0
+			return true
 		}
 	}
-	return some && waiting > len(c.machines)-c.majority()
+	return false
 }
 
 func (c *Cluster) stopping() bool {
@@ -75,24 +66,36 @@ func (c *Cluster) led() bool {
 	return true
 }
 
-// freshWrites demands that every machine's clients get something done.
+// freshWrites demands that clients get something done: writes at the leader, reads at every
+// machine. They try again while they are refused.
 func (c *Cluster) freshWrites(limit time.Duration) {
-	before, reads := c.Count.Acked, c.Count.FollowerReads+c.Count.LeaderReads
-	started := false
-	done := c.until(limit, func() bool {
-		if l := c.leader(); l != nil && !started {
-			started = true
-			for range 3 {
-				c.clients.write(l, 0)
-			}
-			for _, m := range c.machines {
-				c.clients.read(m)
+	c.o.Load.WrongTerm = 0
+	writes, reads := 3, make([]bool, len(c.machines))
+	var try func()
+	try = func() {
+		if l := c.leader(); l != nil {
+			for range writes {
+				c.clients.propose(l, func(err error) {
+					if err == nil {
+						writes--
+					}
+				})
 			}
 		}
-		return c.Count.Acked >= before+3 && c.Count.FollowerReads+c.Count.LeaderReads >= reads+int64(len(c.machines))
-	})
-	if !done && c.err == nil {
-		c.fail("liveness: fresh writes and reads are not answered after 20 election timeouts")
+		for i, m := range c.machines {
+			if !reads[i] {
+				c.clients.ask(m, func(err error) { reads[i] = reads[i] || err == nil })
+			}
+		}
+		c.sim.After(c.o.Election, func() {
+			if writes > 0 || slices.Contains(reads, false) {
+				try()
+			}
+		})
+	}
+	try()
+	if !c.until(limit, func() bool { return writes <= 0 && !slices.Contains(reads, false) }) && c.err == nil {
+		c.fail("liveness: after 20 election timeouts %d fresh writes are not acknowledged, reads are answered: %v", max(writes, 0), reads)
 	}
 }
 
@@ -101,8 +104,8 @@ func (c *Cluster) steady(d time.Duration) {
 	if c.err != nil {
 		return
 	}
-	before := c.Count.Leaderships
-	if c.run(d) && c.Count.Leaderships != before {
+	before, failures := c.Count.Leaderships, c.Count.NodeFailures
+	if c.run(d) && c.Count.Leaderships != before && c.Count.NodeFailures == failures {
 		c.fail("liveness: leadership changes though nothing happens")
 	}
 }
@@ -150,6 +153,3 @@ func (c *Cluster) stopAll() {
 		c.fail("liveness: shutdown does not end")
 	}
 }
-
-// roleOf is short for tests.
-func (c *Cluster) roleOf(i int) graft.NodeRole { return c.machines[i].st.Role }

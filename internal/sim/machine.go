@@ -233,7 +233,19 @@ func (m *machine) left() *vfs.Mem {
 	if keep < 0 {
 		keep = [...]float64{0, 0.1, 0.5, 0.9, 1}[m.rng.IntN(5)]
 	}
-	return m.fs.CrashClone(func(vfs.Unit) bool { return m.rng.Float64() < keep })
+	units, kept := 0, 0
+	disk := m.fs.CrashClone(func(vfs.Unit) bool {
+		units++
+		if m.rng.Float64() >= keep {
+			return false
+		}
+		kept++
+		return true
+	})
+	if kept > 0 && kept < units {
+		m.c.Count.TornCuts++
+	}
+	return disk
 }
 
 // wipe ends the process and takes the disk away.

@@ -10,9 +10,11 @@ import (
 func (c *Cluster) unleash() {
 	f := &c.o.Faults
 	c.recurring(f.Partition, c.partition)
+	c.recurring(f.SplitOff, c.splitOff)
 	c.recurring(f.Cut, c.cutLink)
 	c.recurring(f.Reset, func() { c.net.Reset(c.rng.IntN(c.o.Nodes), c.rng.IntN(c.o.Nodes)) })
 	c.recurring(f.PowerCut, func() { c.victim().crash(true, false) })
+	c.recurring(f.PowerCut, c.cutUnderLoad)
 	c.recurring(f.Kill, func() { c.victim().crash(false, false) })
 	c.recurring(f.Kill, func() { c.victim().stop() })
 	c.recurring(f.CutAtOp, func() {
@@ -73,6 +75,20 @@ func (c *Cluster) victim() *machine {
 	return c.machines[c.rng.IntN(len(c.machines))]
 }
 
+// cutUnderLoad takes a machine's power while the group is busy and its disk is late.
+func (c *Cluster) cutUnderLoad() {
+	l, m := c.leader(), c.victim()
+	if l == nil {
+		return
+	}
+	m.slow = true
+	c.sim.After(time.Second, func() { m.slow = false })
+	for range 10 + c.rng.IntN(40) {
+		c.sim.After(c.moment(20*time.Millisecond), func() { c.clients.write(l, 0) })
+	}
+	c.sim.After(c.moment(20*time.Millisecond), func() { m.crash(true, false) })
+}
+
 // all takes the power of all machines.
 func (c *Cluster) all() {
 	power := c.rng.chance(0.7)
@@ -103,6 +119,25 @@ func (c *Cluster) partition() {
 		}
 	})
 	c.sim.After(c.outage(), c.mend)
+}
+
+// splitOff leaves the leader alone with clients that do not know, and perhaps with a
+// slow disk, until there is a new one: what it took meanwhile is to be cut off.
+func (c *Cluster) splitOff() {
+	m := c.leader()
+	if m == nil || c.o.Nodes < 2 {
+		return
+	}
+	c.hist.note(m.index, "split off")
+	if c.rng.chance(0.5) {
+		m.slow = true
+		c.sim.After(c.outage()+3*c.o.Election, func() { m.slow = false })
+	}
+	c.cutWhere(func(from, to int) bool { return from == m.index || to == m.index })
+	for range 1 + c.rng.IntN(8) {
+		c.sim.After(time.Duration(c.rng.Int64N(int64(2*c.o.Election))), func() { c.clients.write(m, 0) })
+	}
+	c.sim.After(c.o.Election+time.Duration(c.rng.Int64N(int64(2*c.o.Election))), c.mend)
 }
 
 // cutWhere cuts exactly the links that cond names.
@@ -143,15 +178,83 @@ func (c *Cluster) cutLink() {
 // has theirs, and only one at a time.
 func (c *Cluster) loseDisk() {
 	victim := c.victim()
-	if c.o.Nodes < 3 {
+	if c.o.Nodes < 2 || !c.wipeable(victim) {
 		return
 	}
-	for _, m := range c.machines {
-		if !m.up || m != victim && m.st.Waiting {
-			return
-		}
+	if l := c.leader(); l != nil && l != victim && c.rng.chance(0.6) {
+		c.loseDiskBadly(l, victim)
+		return
 	}
 	victim.wipe()
+}
+
+func (c *Cluster) wipeable(victim *machine) bool {
+	for _, m := range c.machines {
+		if !m.up || m != victim && m.st.Waiting {
+			return false
+		}
+	}
+	return true
+}
+
+// loseDiskBadly has a majority take entries that the rest lacks, one of the majority lose them
+// with its disk, and the leader vanish while it brings that one up to date.
+func (c *Cluster) loseDiskBadly(l, victim *machine) {
+	with := map[int]bool{l.index: true, victim.index: true} // for look-up only
+	for i := 0; len(with) < c.majority(); i++ {
+		with[i] = true
+	}
+	c.hist.note(victim.index, "is to lose its disk")
+	c.cutWhere(func(from, to int) bool { return with[from] != with[to] })
+	for range 3 + c.rng.IntN(100) {
+		c.sim.After(c.moment(time.Second), func() { c.clients.write(l, 0) })
+	}
+	c.sim.After(time.Second+c.moment(100*time.Millisecond), func() {
+		if !c.wipeable(victim) || c.healed {
+			c.mend()
+			return
+		}
+		victim.wipe()
+		c.sim.After(c.moment(20*time.Millisecond), victim.turnOnAgain)
+		enough := int64(1) // or as much as those have that know the least
+		for _, m := range c.machines {
+			if !with[m.index] && c.rng.chance(0.7) {
+				enough = max(enough, m.st.Last+c.rng.Int64N(3))
+			}
+		}
+		c.whenCaughtUp(victim, enough, 2*time.Second, func() {
+			l.crash(c.rng.chance(0.5), true)
+			c.sim.After(c.moment(20*time.Millisecond), c.mend)
+		})
+		if c.rng.chance(0.4) {
+			c.sim.After(c.moment(60*time.Millisecond), func() {
+				victim.crash(c.rng.chance(0.5), false)
+				c.sim.After(c.moment(10*time.Millisecond), victim.turnOnAgain)
+			})
+		}
+	})
+}
+
+// whenCaughtUp calls f when a machine has got entries up to an index, or soon after.
+func (c *Cluster) whenCaughtUp(m *machine, index int64, limit time.Duration, f func()) {
+	const step = 100 * time.Microsecond
+	switch {
+	case c.healed:
+	case m.up && m.st.Last >= index || limit <= 0:
+		c.sim.After(c.rng.between(time.Microsecond, 10*time.Millisecond), f)
+	default:
+		c.sim.After(step, func() { c.whenCaughtUp(m, index, limit-step, f) })
+	}
+}
+
+// moment draws a time up to d.
+func (c *Cluster) moment(d time.Duration) time.Duration { return time.Duration(c.rng.Int64N(int64(d))) }
+
+// turnOnAgain is turnOn unless the faults are over.
+func (m *machine) turnOnAgain() {
+	if !m.up && !m.c.healed {
+		m.turnOn()
+	}
 }
 
 // fillDisk leaves a machine little space for a while.
@@ -162,9 +265,16 @@ func (c *Cluster) fillDisk() {
 	}
 	m.full = true
 	c.Count.DiskFull++
-	m.fs.SetCapacity(m.fs.Used() + c.rng.Int64N(2*c.o.SegmentSize))
+	for range 60 {
+		c.sim.After(c.moment(2*time.Second), func() {
+			if l := c.leader(); l != nil {
+				c.clients.bulky(l)
+			}
+		})
+	}
+	m.fs.SetCapacity(m.fs.Used() + max(c.rng.Int64N(2*c.o.SegmentSize)-c.o.SegmentSize, 0))
 	c.hist.note(m.index, "disk is full")
-	c.sim.After(4*c.outage(), func() { m.empty() })
+	c.sim.After(time.Second+4*c.outage(), func() { m.empty() })
 }
 
 // empty gives a machine all the space it wants.

@@ -32,15 +32,16 @@ type Options struct {
 
 // Faults says which faults happen: the mean time between two of a kind, 0 for never.
 type Faults struct {
-	Partition, Cut, Reset   time.Duration
-	PowerCut, Kill, CutAtOp time.Duration
-	All                     time.Duration // all machines at once
-	Vanish, Wipe            time.Duration
-	Freeze, SlowDisk, Rate  time.Duration
-	DiskError, DiskFull     time.Duration
-	Outage                  time.Duration // how long things stay broken, in the mean
-	RecoveryCut             float64       // a restart is cut off again
-	Keep                    float64       // unsynced units that survive; negative: drawn at each power cut
+	Partition, SplitOff, Cut, Reset time.Duration
+	PowerCut, Kill, CutAtOp         time.Duration
+	All                             time.Duration // all machines at once
+	Vanish, Wipe                    time.Duration
+	Freeze, SlowDisk, Rate          time.Duration
+	DiskError, DiskFull             time.Duration
+	Outage                          time.Duration // how long things stay broken, in the mean
+	RecoveryCut                     float64       // a restart is cut off again
+	App                             float64       // a state machine fails at an entry
+	Keep                            float64       // unsynced units that survive; negative: drawn at each power cut
 }
 
 // DiskOptions is how long a write takes to be synced.
@@ -137,13 +138,13 @@ func (d draw) net() NetOptions {
 func (d draw) faults() Faults {
 	low, high := 3*time.Second, 4*time.Minute
 	return Faults{
-		Partition: d.maybe(0.5, low, high), Cut: d.maybe(0.4, low, high), Reset: d.maybe(0.3, time.Second, high),
+		Partition: d.maybe(0.5, low, high), SplitOff: d.maybe(0.3, low, high), Cut: d.maybe(0.4, low, high), Reset: d.maybe(0.3, time.Second, high),
 		PowerCut: d.maybe(0.5, low, high), Kill: d.maybe(0.4, low, high), CutAtOp: d.maybe(0.4, low, high),
 		All: d.maybe(0.2, 20*time.Second, high), Vanish: d.maybe(0.3, low, high), Wipe: d.maybe(0.25, 10*time.Second, high),
 		Freeze: d.maybe(0.4, low, high), SlowDisk: d.maybe(0.4, low, high), Rate: d.maybe(0.4, 10*time.Second, high),
 		DiskError: d.maybe(0.2, 10*time.Second, high), DiskFull: d.maybe(0.2, 10*time.Second, high),
 		Outage: d.between(200*time.Millisecond, 20*time.Second), RecoveryCut: pick(d, 0, 0, 0.1, 0.5),
-		Keep: pick(d, -1.0, -1, -1, 0, 0.5, 1),
+		App: pick(d, 0, 0, 0, 0, 0.001), Keep: pick(d, -1.0, -1, -1, 0, 0.5, 1),
 	}
 }
 
