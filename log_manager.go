@@ -61,6 +61,7 @@ type logManager struct {
 	submitted int64
 	attempt   uint64
 	refused   bool
+	cutTo     int64 // a truncation behind this was refused; -1: none
 }
 
 // pendingAck is a follower's answer that waits until its entries are durable.
@@ -75,7 +76,7 @@ func newLogManager(store LogStorage, initial Configuration, maxCache int) (*logM
 	l := &logManager{
 		store: store, maxCache: maxCache,
 		first: r.First, last: r.Last, prevTerm: r.PrevTerm, runs: r.Runs,
-		durable: r.Last, submitted: r.Last,
+		durable: r.Last, submitted: r.Last, cutTo: -1,
 	}
 	if r.Last == 0 {
 		l.confs.base = confEntry{conf: initial}
@@ -230,7 +231,7 @@ func (l *logManager) submit(b entry.Batch, commit int64, epoch, attempt uint64) 
 // written takes note that a write is durable, or is not.
 func (l *logManager) written(epoch, attempt uint64, first, last int64, err error) {
 	if err != nil {
-		l.notWritten(epoch, attempt, first, err)
+		l.notWritten(attempt, first, err)
 		return
 	}
 	l.mu.Lock()
@@ -254,17 +255,17 @@ func (l *logManager) setLead(term int64) {
 	l.lead = term
 }
 
-func (l *logManager) notWritten(epoch, attempt uint64, first int64, err error) {
-	if !errors.Is(err, wal.ErrNoSpace) && !errors.Is(err, wal.ErrOrder) {
-		l.onError(err)
-		return
+// notWritten takes note that storage refused the entries from first on, or has failed. What was
+// refused before a truncation matters too: some of it may have been kept.
+func (l *logManager) notWritten(attempt uint64, first int64, err error) {
+	if errors.Is(err, wal.ErrNoSpace) || errors.Is(err, wal.ErrOrder) {
+		l.mu.Lock()
+		if attempt == l.attempt && first-1 < l.submitted {
+			l.refused = true
+			l.submitted = first - 1
+		}
+		l.mu.Unlock()
 	}
-	l.mu.Lock()
-	if epoch == l.epoch && attempt == l.attempt && (!l.refused || first-1 < l.submitted) {
-		l.refused = true
-		l.submitted = first - 1
-	}
-	l.mu.Unlock()
 	l.onError(err)
 }
 
@@ -276,6 +277,8 @@ func (l *logManager) retry(commit int64) bool {
 		return false
 	}
 	var again []entry.Batch
+	// A refusal may have been heard of late, when what it concerned had been replaced and stored.
+	l.submitted = max(l.submitted, l.durable)
 	for _, b := range l.cache {
 		if b.Last() > l.submitted {
 			again = append(again, b.From(l.submitted+1))
@@ -284,8 +287,12 @@ func (l *logManager) retry(commit int64) bool {
 	l.refused = false
 	l.submitted = l.last
 	l.attempt++
-	epoch, attempt := l.epoch, l.attempt
+	epoch, attempt, cut := l.epoch, l.attempt, l.cutTo
+	l.cutTo = -1
 	l.mu.Unlock()
+	if cut >= 0 {
+		l.cut(cut, epoch)
+	}
 	for _, b := range again {
 		l.submit(b, commit, epoch, attempt)
 	}
@@ -328,18 +335,33 @@ func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
 	}
 	l.acks = waiting
 	epoch := l.epoch
+	if l.cutTo > keep {
+		l.cutTo = keep
+	}
 	l.mu.Unlock()
 	if stored {
-		l.store.TruncateSuffix(keep, func(err error) {
-			if err != nil { // not even the space kept for such records was left
-				l.onError(fmt.Errorf("truncate behind %d: %v", keep, err))
-				return
-			}
-			// The truncation being durable, so is everything before it.
-			l.written(epoch, 0, 0, keep, nil)
-		})
+		l.cut(keep, epoch)
 	}
 	return dropped
+}
+
+// cut has storage drop the entries behind keep.
+func (l *logManager) cut(keep int64, epoch uint64) {
+	l.store.TruncateSuffix(keep, func(err error) {
+		switch {
+		case err == nil: // the truncation being durable, so is everything before it
+			l.written(epoch, 0, 0, keep, nil)
+			return
+		case errors.Is(err, wal.ErrNoSpace): // not even the space kept for such records was left
+			l.mu.Lock()
+			if epoch == l.epoch {
+				l.refused, l.cutTo, l.submitted = true, keep, min(l.submitted, keep)
+			}
+			l.mu.Unlock()
+		}
+		// ErrOrder says that storage does not hold so much: then there is nothing to drop.
+		l.onError(err)
+	})
 }
 
 // ack arranges for the request to be answered once the log is durable up to index,

@@ -264,6 +264,10 @@ func (n *Node) quorumInterval() time.Duration { return n.o.ElectionTimeout / 4 }
 // checkQuorum steps down when no majority has answered for an election timeout.
 func (n *Node) checkQuorum() {
 	n.quorumAt = n.now.Add(n.quorumInterval())
+	if err := n.host.store.Err(); err != nil { // also when nothing is being written
+		n.fail(&Error{Code: ErrIO, Op: "write log", Group: n.group, Err: err})
+		return
+	}
 	if !n.quorumAnswers() {
 		n.stepDown(n.term, &Error{Code: ErrQuorumLost, Op: "lead", Group: n.group})
 		return

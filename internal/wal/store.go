@@ -168,6 +168,7 @@ func (s *Store) poison(cause error) {
 		return
 	}
 	s.err = poisoned(cause)
+	s.spaceErr = nil // it is not for want of space that nothing is written any more
 	s.ring.each(func(f *flight) {
 		if !f.landed {
 			f.orphan, f.landed = true, true
