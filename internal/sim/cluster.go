@@ -81,7 +81,12 @@ func (c *Cluster) latency(rng *rand.Rand, name string) time.Duration {
 		}
 		return d
 	}
-	return time.Duration(1 + rng.IntN(50_000))
+	d := time.Duration(1 + rng.IntN(50_000))
+	if o := &c.o.Load; name == "fsm" && o.SlowApp > 0 && c.disks.Float64() < o.SlowApp {
+		c.Count.SlowApps++
+		d += time.Duration(c.disks.Int64N(int64(o.AppDelay) + 1))
+	}
+	return d
 }
 
 // run lets d pass, or less if something is found.

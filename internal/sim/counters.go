@@ -15,7 +15,7 @@ type Counters struct {
 
 	// What was done to machines.
 	PowerCuts, Kills, CutsAtOp, CutsInRecovery, Restarts, Stops, Vanished, Wipes, Freezes, SlowDisks, RateChanges int64
-	DiskErrors, DiskFull, AppFailures, NodeFailures, TornTails, TornCuts                                          int64
+	DiskErrors, DiskFull, AppFailures, SlowApps, NodeFailures, TornTails, TornCuts                                int64
 
 	// What the group did.
 	Leaderships, Campaigns, Truncations, TruncatedEntries, TruncatedDurable, Recovered, Commits, Applied, VotesGranted int64

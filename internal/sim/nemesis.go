@@ -291,7 +291,11 @@ func (c *Cluster) heal() {
 	c.healed = true
 	c.hist.note(-1, "everything heals")
 	c.net.o.Loss, c.net.o.Dup, c.net.o.Reorder, c.net.o.Spike = 0, 0, 0, 0
+	c.o.Load.SlowApp = 0
 	c.mend()
+	for i := range c.net.links { // what is late comes late, and nothing waits for it
+		c.net.links[i].last = c.sim.Now()
+	}
 	for _, m := range c.machines {
 		m.slow, m.rate, m.cutIn, m.failIn = false, 1, 0, 0
 		m.empty()

@@ -63,6 +63,8 @@ type LoadOptions struct {
 	Chain         float64 // part of writes whose Done proposes another
 	Detach        float64
 	EarlyReturn   float64 // OnApply calls that leave entries
+	SlowApp       float64 // part of the state machine's steps that come late
+	AppDelay      time.Duration
 	WrongTerm     float64
 }
 
@@ -153,6 +155,9 @@ func (d draw) load() LoadOptions {
 		Writes: d.betweenF(0.1, 10), Reads: d.betweenF(0.1, 5), MaxSize: pick(d, 16, 64, 512),
 		Elsewhere: d.Float64() * 0.5, Large: pick(d, 0, 0, 0.01), Chain: pick(d, 0, 0.2), Detach: pick(d, 0, 0, 0.1),
 		EarlyReturn: pick(d, 0, 0.2), WrongTerm: pick(d, 0, 0.05), BurstSize: pick(d, 20, 200),
+	}
+	if d.chance(0.3) {
+		o.SlowApp, o.AppDelay = d.betweenF(0.01, 0.3), d.between(time.Millisecond, time.Second)
 	}
 	if d.chance(0.5) {
 		o.Bursts = d.betweenF(0.005, 0.05)
