@@ -1,5 +1,7 @@
 package graft
 
+import "github.com/graft-raft/graft/internal/quorum"
+
 // ballot counts the yes-votes of one election, or the confirmations of one read round, against
 // the majority of a configuration; of both halves if it is joint.
 //
@@ -64,5 +66,5 @@ func (b *ballot) majority(c Configuration) bool {
 			yes++
 		}
 	}
-	return yes > voters/2
+	return yes >= quorum.Majority(voters)
 }

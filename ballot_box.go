@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+
+	"github.com/graft-raft/graft/internal/quorum"
 )
 
 // ballotBox decides which proposed entries are committed. It is open from the moment
@@ -26,6 +28,8 @@ type ballotBox struct {
 	first     int64
 	committed int64
 	acked     map[PeerID]int64
+	lives     map[PeerID]uint64 // the number of each follower's present life
+	lastLife  uint64
 	epochs    []ballotEpoch
 	scratch   []int64
 }
@@ -43,14 +47,15 @@ func (b *ballotBox) open(term, first int64) {
 	if b.term != 0 || first <= b.committed {
 		panic(fmt.Sprintf("graft: ballot box opened at %d in term %d: term %d is open, committed is %d", first, term, b.term, b.committed))
 	}
-	b.term, b.first, b.acked, b.epochs = term, first, make(map[PeerID]int64), b.epochs[:0]
+	b.term, b.first, b.epochs = term, first, b.epochs[:0]
+	b.acked, b.lives = make(map[PeerID]int64), make(map[PeerID]uint64)
 }
 
 // close forgets everything pending. What was committed until then stays.
 func (b *ballotBox) close() (committed int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.term, b.acked, b.epochs = 0, nil, nil
+	b.term, b.acked, b.lives, b.epochs = 0, nil, nil, nil
 	return b.committed
 }
 
@@ -65,13 +70,13 @@ func (b *ballotBox) propose(first, last int64, e confEntry) {
 	b.epochs = append(b.epochs, ballotEpoch{first: first, last: last, conf: e.conf, old: e.old})
 }
 
-// ack records that the peer stores the log up to index, durably, as it was in term. It
-// returns the commit index, and whether this moved it.
-func (b *ballotBox) ack(term int64, peer PeerID, index int64) (committed int64, moved bool) {
+// ack records that the peer stores the log up to index, durably, as it was in term, if that is said of its present
+// life; the leader's own disk has one only, number 0. It returns the commit index, and whether this moved it.
+func (b *ballotBox) ack(term int64, peer PeerID, life uint64, index int64) (committed int64, moved bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	peer = peer.ID()
-	if term == 0 || b.term != term || index <= b.acked[peer] {
+	if term == 0 || b.term != term || b.lives[peer] != life || index <= b.acked[peer] {
 		return b.committed, false
 	}
 	b.acked[peer] = index
@@ -88,12 +93,26 @@ func (b *ballotBox) ack(term int64, peer PeerID, index int64) (committed int64, 
 	return b.committed, false
 }
 
-// regress forgets what a peer has acknowledged: it has lost it.
-func (b *ballotBox) regress(term int64, peer PeerID, index int64) {
+// begin starts another life of a follower: it joins, or has lost its disk. Nothing that it acknowledged before counts
+// any more, nor what an answer may still say of that.
+func (b *ballotBox) begin(term int64, peer PeerID) (life uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if term != 0 && b.term == term && b.acked[peer.ID()] > index {
-		b.acked[peer.ID()] = index
+	b.lastLife++
+	if term != 0 && b.term == term {
+		delete(b.acked, peer.ID())
+		b.lives[peer.ID()] = b.lastLife
+	}
+	return b.lastLife
+}
+
+// forget forgets a peer that does not belong to the group any more.
+func (b *ballotBox) forget(term int64, peer PeerID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if term != 0 && b.term == term {
+		delete(b.acked, peer.ID())
+		delete(b.lives, peer.ID())
 	}
 }
 
@@ -106,6 +125,13 @@ func (b *ballotBox) follow(index int64) bool {
 	}
 	b.committed = index
 	return true
+}
+
+// acknowledgedBy returns what a peer is known to store; 0 while the box is closed.
+func (b *ballotBox) acknowledgedBy(peer PeerID) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.acked[peer.ID()]
 }
 
 // index returns the commit index.
@@ -132,11 +158,7 @@ func (b *ballotBox) majorityIndex(c Configuration) int64 {
 		}
 	}
 	b.scratch = acked
-	if len(acked) == 0 {
-		return 0
-	}
-	slices.Sort(acked)
-	return acked[(len(acked)-1)/2]
+	return quorum.CommittedIndex(acked)
 }
 
 // sameConf reports whether two configurations are one and the same value; equal ones

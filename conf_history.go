@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"slices"
 	"sort"
 
 	"github.com/graft-raft/graft/internal/entry"
@@ -8,7 +9,8 @@ import (
 
 // confEntry is a configuration as the log holds it; old is empty unless it is joint.
 type confEntry struct {
-	index     int64 // 0: not from the log (the initial configuration)
+	index     int64 // 0: not from the log (the initial configuration, or an override)
+	term      int64 // of the entry, or in which the override was made
 	conf, old Configuration
 }
 
@@ -33,11 +35,11 @@ func (e confEntry) peers() []PeerID {
 
 // parseConfEntry reads a configuration entry's raw EntryMeta.
 func parseConfEntry(m entry.ConfMark) (confEntry, error) {
-	peers, old, err := entry.ConfPeers(m.Meta)
+	term, peers, old, err := entry.ConfPeers(m.Meta)
 	if err != nil {
 		return confEntry{}, err
 	}
-	e := confEntry{index: m.Index}
+	e := confEntry{index: m.Index, term: term}
 	if e.conf, err = configurationOf(peers); err != nil {
 		return confEntry{}, err
 	}
@@ -49,16 +51,31 @@ func parseConfEntry(m entry.ConfMark) (confEntry, error) {
 // force from the moment its entry is appended, and no longer once it is truncated
 // (Raft thesis §4.1; braft: ConfigurationManager).
 //
-// Invariants: entries ascend by index; base lies before all of them.
+// An override is a configuration that Node.ResetPeers has put in force. It lasts until an entry of
+// its term or a later one is appended, and is back if that is truncated.
+//
+// Invariants: entries ascend by index and never descend by term; base lies before all of them.
 //
 // Ownership: its log manager's.
 type confHistory struct {
-	base    confEntry // in force before the first entry: the initial configuration, or a snapshot's
-	entries []confEntry
+	base     confEntry // in force before the first entry: the initial configuration, or a snapshot's
+	entries  []confEntry
+	override confEntry // term is 0 if there is none
 }
 
-// last returns the configuration in force at the end of the log.
+// overrides reports whether e gives way to the override.
+func (h *confHistory) overrides(e confEntry) bool { return h.override.term > e.term }
+
+// last returns the configuration in force.
 func (h *confHistory) last() confEntry {
+	if e := h.logged(); !h.overrides(e) {
+		return e
+	}
+	return h.override
+}
+
+// logged returns the configuration in force at the end of the log.
+func (h *confHistory) logged() confEntry {
 	if n := len(h.entries); n > 0 {
 		return h.entries[n-1]
 	}
@@ -74,16 +91,41 @@ func (h *confHistory) at(index int64) confEntry {
 	return h.entries[n-1]
 }
 
-// previous returns the configuration before the latest, and false if there is none.
-func (h *confHistory) previous() (confEntry, bool) {
-	switch n := len(h.entries); n {
-	case 0:
-		return confEntry{}, false
-	case 1:
-		return h.base, true
-	default:
-		return h.entries[n-2], true
+// votes reports whether the peer has a vote in the configuration in force, or in one that still may be: any from
+// the one that governs the commit index on. An override lets nothing count that is older than it.
+func (h *confHistory) votes(p PeerID, commit int64) bool {
+	if h.last().hasVoter(p) {
+		return true
 	}
+	if h.overrides(h.logged()) {
+		return false
+	}
+	e := h.at(commit)
+	n := sort.Search(len(h.entries), func(i int) bool { return h.entries[i].index > e.index })
+	for ; ; n++ {
+		if h.overrides(e) {
+			e = h.override
+		}
+		if e.hasVoter(p) {
+			return true
+		}
+		if n == len(h.entries) {
+			return false
+		}
+		e = h.entries[n]
+	}
+}
+
+// removed reports whether the peer was a member once, and is none any more by what is committed and all that
+// comes after it.
+func (h *confHistory) removed(p PeerID, commit int64) bool {
+	had := func(e confEntry) bool { return e.conf.Contains(p) || e.old.Contains(p) }
+	e := h.at(commit)
+	if e.conf.Empty() || had(e) || had(h.last()) {
+		return false
+	}
+	n := sort.Search(len(h.entries), func(i int) bool { return h.entries[i].index > commit })
+	return !slices.ContainsFunc(h.entries[n:], had) && (had(h.base) || slices.ContainsFunc(h.entries[:n], had))
 }
 
 func (h *confHistory) append(e confEntry) { h.entries = append(h.entries, e) }
@@ -94,3 +136,15 @@ func (h *confHistory) truncateSuffix(last int64) {
 	clear(h.entries[n:])
 	h.entries = h.entries[:n]
 }
+
+// truncatePrefix forgets what is before first, but for the configuration that was in force there.
+func (h *confHistory) truncatePrefix(first int64) {
+	n := sort.Search(len(h.entries), func(i int) bool { return h.entries[i].index >= first })
+	if n > 0 {
+		h.base = h.entries[n-1]
+		h.entries = slices.Delete(h.entries, 0, n)
+	}
+}
+
+// restart forgets everything but an override: the log begins behind where e is in force.
+func (h *confHistory) restart(e confEntry) { h.base, h.entries = e, nil }

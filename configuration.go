@@ -300,6 +300,10 @@ func (c Configuration) Learners() []PeerID {
 	return c.filter(func(p PeerID) bool { return p.Role == Learner })
 }
 
+func (c Configuration) hasLearners() bool {
+	return slices.ContainsFunc(c.peers, func(p PeerID) bool { return p.Role == Learner })
+}
+
 func (c Configuration) filter(keep func(PeerID) bool) (ps []PeerID) {
 	for _, p := range c.peers {
 		if keep(p) {
@@ -325,6 +329,29 @@ func (c Configuration) Contains(p PeerID) bool { _, ok := c.Find(p); return ok }
 func (c Configuration) ContainsVoter(p PeerID) bool {
 	q, ok := c.Find(p)
 	return ok && q.Role != Learner
+}
+
+// minus returns the peers of c that o does not have, in order.
+func (c Configuration) minus(o Configuration) []PeerID {
+	return c.filter(func(p PeerID) bool { return !o.Contains(p) })
+}
+
+// votersDiffering counts the peers that count in quorums of one of both only.
+func (c Configuration) votersDiffering(o Configuration) int {
+	only := func(a, b Configuration) int {
+		return len(a.filter(func(p PeerID) bool { return p.Role != Learner && !b.ContainsVoter(p) }))
+	}
+	return only(c, o) + only(o, c)
+}
+
+// with returns c with the peer in it, in the role that peer has.
+func (c Configuration) with(p PeerID) (Configuration, error) {
+	return NewConfiguration(append(c.without(p), p)...)
+}
+
+// without returns the peers of c but for one.
+func (c Configuration) without(p PeerID) []PeerID {
+	return c.filter(func(q PeerID) bool { return !q.Same(p) })
 }
 
 // Equal reports whether both have the same peers in the same roles.

@@ -25,6 +25,7 @@ const (
 	ErrBusy      Code = 16  // EBUSY: something that excludes this is going on; retry later
 	ErrInvalid   Code = 22  // EINVAL: an argument, option or request makes no sense
 	ErrTimeout   Code = 110 // ETIMEDOUT: it did not happen in time
+	ErrCanceled  Code = 125 // ECANCELED: it was called off by the user
 
 	ErrUnreachable Code = 113 // EHOSTUNREACH: a peer cannot be reached
 
@@ -32,6 +33,7 @@ const (
 	ErrStateMachine   Code = 10002 // ESTATEMACHINE: the state machine failed
 	ErrCatchup        Code = 10003 // ECATCHUP: a new peer did not catch up
 	ErrLeaderRemoved  Code = 10004 // ELEADERREMOVED: the leader is not in the new configuration
+	ErrReset          Code = 10005 // ESETPEER: the configuration was overridden by ResetPeers
 	ErrShutdown       Code = 10006 // ENODESHUTDOWN: the node is shut down or shutting down
 	ErrHigherTerm     Code = 10007 // EHIGHERTERMREQUEST: a peer has a higher term
 	ErrNodeFailed     Code = 10009 // EBADNODE: the node is in its error state; Error.Err is the cause
@@ -51,6 +53,7 @@ const (
 	ErrIdentity       Code = 20007 // the directory belongs to another node, or is in use
 	ErrGroupMismatch  Code = 20008 // a peer holds another group's data under the same name
 	ErrTermMismatch   Code = 20009 // the term is not Task.ExpectedTerm
+	ErrConfMismatch   Code = 20010 // the configuration is not ChangeOptions.Expected
 )
 
 // codeText has one phrase per code.
@@ -68,6 +71,8 @@ func codeText(c Code) string {
 		return "invalid"
 	case ErrTimeout:
 		return "timed out"
+	case ErrCanceled:
+		return "canceled"
 	case ErrUnreachable:
 		return "unreachable"
 	case ErrQuorumLost:
@@ -78,6 +83,8 @@ func codeText(c Code) string {
 		return "peer failed to catch up"
 	case ErrLeaderRemoved:
 		return "leader is not in the new configuration"
+	case ErrReset:
+		return "configuration was reset"
 	case ErrShutdown:
 		return "node is shut down"
 	case ErrHigherTerm:
@@ -114,6 +121,8 @@ func codeText(c Code) string {
 		return "peer holds another group's data"
 	case ErrTermMismatch:
 		return "term is not the expected one"
+	case ErrConfMismatch:
+		return "configuration is not the expected one"
 	}
 	return fmt.Sprintf("raft error %d", int32(c))
 }
@@ -139,6 +148,7 @@ type Error struct {
 	Group string // the group concerned
 	Peer  PeerID // the peer concerned; for ErrNotLeader the leader to ask
 	Index int64  // the log index concerned
+	Lag   int64  // for ErrCatchup, how many entries the peer was short of
 	Err   error  // the cause, if it came from below
 }
 
@@ -161,6 +171,9 @@ func (e *Error) Error() string {
 		where = append(where, "ask "+e.Peer.String())
 	case !e.Peer.IsZero():
 		where = append(where, "peer "+e.Peer.String())
+	}
+	if e.Lag != 0 {
+		where = append(where, fmt.Sprintf("%d entries behind", e.Lag))
 	}
 	if e.Index != 0 {
 		where = append(where, fmt.Sprintf("index %d", e.Index))

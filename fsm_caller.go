@@ -26,8 +26,9 @@ type fsmCaller struct {
 	fsm    StateMachine
 	log    *logManager
 	group  string
-	rested func()          // called when everything that is committed was applied
-	fail   func(err error) // tells the node that the state machine has failed
+	rested func()                   // called when everything that is committed was applied
+	grown  func(index, bytes int64) // told of what was applied
+	fail   func(err error)          // tells the node that the state machine has failed
 	// onApplied is told of each batch: entries and bytes of proposals of this node that were settled.
 	release func(entries, bytes int64)
 
@@ -49,6 +50,12 @@ type fsmCaller struct {
 	leadTerm int64
 	closed   bool
 	cur      closureRun
+
+	// Of a durable state machine: it is given only what this node's own disk holds.
+	bound   func() int64 // how much that is; nil: that does not matter
+	resumed bool         // it went on from what it held when the node was made
+	freed   atomic.Bool  // the node has ended or failed: no event waits for the disk any more
+	held    []fsmEvent   // the actor's: events that wait for it
 }
 
 // fsmEvent is something to do once everything up to an index is applied.
@@ -73,8 +80,8 @@ type appliedWaiter struct {
 // applyBytes is how much is handed to OnApply at once, so that other events get their turn.
 const applyBytes = 1 << 20
 
-func newFSMCaller(exec actor.Executor, fsm StateMachine, log *logManager, group string) *fsmCaller {
-	f := &fsmCaller{fsm: fsm, log: log, group: group}
+func newFSMCaller(exec actor.Executor, fsm StateMachine, group string) *fsmCaller {
+	f := &fsmCaller{fsm: fsm, group: group}
 	f.a = actor.New(exec, "fsm", f.step)
 	return f
 }
@@ -90,6 +97,16 @@ func (f *fsmCaller) post(event func()) {
 // settle is post for callbacks that must run even when the state machine is shut down.
 func (f *fsmCaller) settle(callbacks func()) {
 	if !f.a.Post(fsmEvent{0, callbacks}) {
+		callbacks()
+	}
+}
+
+// postAlways is post for callbacks that must run even when the state machine is shut down.
+func (f *fsmCaller) postAlways(callbacks func()) {
+	f.mu.Lock()
+	upto := f.committed
+	f.mu.Unlock()
+	if !f.a.Post(fsmEvent{upto, callbacks}) {
 		callbacks()
 	}
 }
@@ -172,6 +189,31 @@ func (f *fsmCaller) die(err error) {
 	f.wakeWaiters(err)
 }
 
+// failWaiters fails those who wait for an entry behind index, which is the last one that is sure to come.
+func (f *fsmCaller) failWaiters(index int64, err error) {
+	f.mu.Lock()
+	var failed []appliedWaiter
+	rest := f.waiters[:0]
+	for _, w := range f.waiters {
+		if w.index > index {
+			failed = append(failed, w)
+		} else {
+			rest = append(rest, w)
+		}
+	}
+	clear(f.waiters[len(rest):])
+	f.waiters = rest
+	f.mu.Unlock()
+	if len(failed) == 0 {
+		return
+	}
+	f.settle(func() {
+		for _, w := range failed {
+			f.guard("done", func() { w.done(0, err) })
+		}
+	})
+}
+
 // wakeWaiters runs those whose index is applied; all of them if err is set.
 func (f *fsmCaller) wakeWaiters(err error) {
 	f.mu.Lock()
@@ -202,7 +244,7 @@ func (f *fsmCaller) wakeWaiters(err error) {
 }
 
 func (f *fsmCaller) step(_ time.Time, batch []fsmEvent) time.Time {
-	for _, event := range batch {
+	for _, event := range f.inTurn(batch) {
 		if event.run == nil {
 			continue
 		}
@@ -224,6 +266,9 @@ func (f *fsmCaller) step(_ time.Time, batch []fsmEvent) time.Time {
 
 // applyUpTo applies the entries up to target, which are committed.
 func (f *fsmCaller) applyUpTo(target int64) {
+	if f.bound != nil {
+		target = min(target, f.bound())
+	}
 	for f.err == nil && f.applied.Load() < target {
 		next := f.applied.Load() + 1
 		var err error
@@ -239,7 +284,11 @@ func (f *fsmCaller) applyUpTo(target int64) {
 			if f.err != nil || f.applied.Load() >= target {
 				break
 			}
+			before := f.applied.Load()
 			f.applyBatch(b, target)
+			if index := f.applied.Load(); index > before {
+				f.grown(index, int64(b.Size())*(index-before)/int64(b.Count))
+			}
 		}
 		clear(f.batches)
 		f.wakeWaiters(nil)
@@ -268,14 +317,18 @@ func (f *fsmCaller) applyBatch(b entry.Batch, upto int64) {
 func (f *fsmCaller) callApply(it *Iterator) {
 	start := f.applied.Load()
 	it.stopped = false
-	ok := f.guard("OnApply", func() { f.fsm.OnApply(it) })
+	ok := f.guard("OnApply", func() {
+		f.fsm.OnApply(it)
+		if it.err == nil {
+			it.settle()
+		}
+	})
 	switch {
 	case !ok:
 	case it.err != nil:
 		f.rollBack(it)
 		return
 	default:
-		it.settle()
 		if f.applied.Load() == start {
 			f.broken(&Error{Code: ErrStateMachine, Op: "apply", Group: f.group, Index: start + 1,
 				Err: errors.New("OnApply returned without taking an entry")})
@@ -398,15 +451,24 @@ func (f *fsmCaller) reportError(err error) {
 	})
 }
 
-// shutdown makes OnShutdown the last call and calls done after it.
-func (f *fsmCaller) shutdown(done func()) {
+// shutdown makes OnShutdown the last call to the state machine.
+func (f *fsmCaller) shutdown() {
 	f.post(func() {
 		f.guard("OnShutdown", f.fsm.OnShutdown)
 		f.closed = true
 		f.die(&Error{Code: ErrShutdown, Op: "read index", Group: f.group})
-		done()
 	})
+}
+
+// end calls done behind everything that was posted, and ends the actor.
+func (f *fsmCaller) end(done func()) {
+	f.a.Post(fsmEvent{0, done})
 	f.a.Close()
+}
+
+// panicked is the error that a panic in user code becomes.
+func panicked(what, group string, v any) *Error {
+	return &Error{Code: ErrStateMachine, Op: what, Group: group, Err: fmt.Errorf("panic: %v\n%s", v, debug.Stack())}
 }
 
 // guard runs user code. A panic there stops the node, not the process.
@@ -416,8 +478,9 @@ func (f *fsmCaller) guard(what string, call func()) (ok bool) {
 			return
 		}
 		if v := recover(); v != nil {
-			f.broken(&Error{Code: ErrStateMachine, Op: what, Group: f.group, Index: f.applied.Load(),
-				Err: fmt.Errorf("panic: %v\n%s", v, debug.Stack())})
+			err := panicked(what, f.group, v)
+			err.Index = f.applied.Load()
+			f.broken(err)
 		}
 	}()
 	call()

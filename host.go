@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/graft-raft/graft/internal/env"
 	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/snapdir"
 	"github.com/graft-raft/graft/internal/vfs"
 	"github.com/graft-raft/graft/internal/wal"
 	"github.com/graft-raft/graft/internal/wire"
@@ -33,12 +33,19 @@ type Host struct {
 	rpc   Transport
 	base  time.Time // when it was made
 
-	mu      sync.RWMutex
-	nodes   map[string][]*Node // by group; several only if they differ in Index
-	closing bool
+	fs              vfs.FS // of snapshots
+	snapshots       string // their directory
+	files           fileService
+	sends, receives throttle
 
-	closeOnce sync.Once
-	closeErr  error
+	mu       sync.RWMutex
+	nodes    map[string][]*Node // by group; several only if they differ in Index
+	begun    []nodeKey          // nodes that StartNode is making
+	starting sync.WaitGroup     // StartNode calls; Add under mu while not closing
+	closing  bool
+
+	closed   chan struct{} // when Close has ended
+	closeErr error
 }
 
 // NewHost opens the log in o.Dir and begins to listen. It fails with ErrIdentity if the directory
@@ -48,7 +55,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	if err := o.Validate(); err != nil {
 		return nil, &Error{Code: ErrInvalid, Op: "new host", Err: err}
 	}
-	h := &Host{o: o, env: o.Env, log: o.Logger, nodes: make(map[string][]*Node)}
+	h := &Host{o: o, env: o.Env, log: o.Logger, nodes: make(map[string][]*Node), closed: make(chan struct{})}
 	if h.env == nil {
 		h.env = env.Default()
 	}
@@ -60,11 +67,15 @@ func NewHost(o HostOptions) (*Host, error) {
 	w := h.env.WAL
 	w.FS, w.Exec, w.Rand, w.Identity = h.env.FS, h.env.Exec, h.env.Rand, o.Address
 	w.Log = h.log.Sugar().Infof
-	w.Dir = filepath.Join(o.Dir, "log")
+	w.Dir, h.snapshots = filepath.Join(o.Dir, "log"), filepath.Join(o.Dir, "snapshots")
 	if o.Dir == "" {
-		w.FS, w.Dir = vfs.NewMem(), "/log"
+		w.FS, w.Dir, h.snapshots = vfs.NewMem(), "/log", "/snapshots"
 		w.SegmentSize = orDefault(w.SegmentSize, 1<<20)
 	}
+	h.fs = w.FS
+	throttle := o.SnapshotThrottle.withDefaults()
+	h.sends.set(throttle.SendRate, throttle.Sends)
+	h.receives.set(throttle.ReceiveRate, throttle.Receives)
 	if o.SegmentSize != 0 {
 		w.SegmentSize = o.SegmentSize
 	}
@@ -120,7 +131,10 @@ func storageError(op string, err error) error {
 func (h *Host) Address() string { return h.o.Address }
 
 // StartNode starts this host's replica of a group. What it had stored before is taken up
-// again; its InitialConf counts only if it had nothing.
+// again, and the state machine has loaded the latest snapshot when it returns; its InitialConf counts only if it had nothing. It
+// fails with ErrBusy while an earlier replica of the group has not ended, with ErrIO once the host's log has failed, with
+// ErrCorrupt if what is stored is damaged so that the replica cannot go on from it, and with ErrStateMachine if the
+// snapshot cannot be loaded.
 func (h *Host) StartNode(group string, o NodeOptions) (*Node, error) {
 	if err := o.Validate(); err != nil {
 		return nil, &Error{Code: ErrInvalid, Op: "start node", Group: group, Err: err}
@@ -129,35 +143,75 @@ func (h *Host) StartNode(group string, o NodeOptions) (*Node, error) {
 	if group == "" || len(group) > maxGroupName {
 		return nil, &Error{Code: ErrInvalid, Op: "start node", Err: fmt.Errorf("group name has %d bytes, must be 1 to %d", len(group), maxGroupName)}
 	}
-	if !o.InitialConf.Empty() && len(o.InitialConf.Voters()) == 0 {
-		return nil, &Error{Code: ErrInvalid, Op: "start node", Group: group, Err: errors.New("InitialConf has no voter")}
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closing {
-		return nil, &Error{Code: ErrShutdown, Op: "start node", Group: group}
-	}
-	for _, n := range h.nodes[group] {
-		if n.peer.Index == o.Index {
-			return nil, &Error{Code: ErrBusy, Op: "start node", Group: group, Err: errors.New("the node is running, or has not ended yet")}
+	if !o.InitialConf.Empty() {
+		if err := o.InitialConf.validate(); err != nil {
+			return nil, &Error{Code: ErrInvalid, Op: "start node", Group: group, Err: fmt.Errorf("NodeOptions.InitialConf: %w", err)}
 		}
 	}
-	name := group
-	if o.Index != 0 {
-		name += "\x00" + strconv.Itoa(o.Index)
+	key := nodeKey{group, o.Index}
+	if err := h.reserve(key); err != nil {
+		return nil, err
 	}
-	g, err := h.store.Group(name)
-	if err != nil {
-		return nil, storageError("start node", err)
-	}
-	n, err := newNode(h, group, g, o)
+	defer h.starting.Done()
+	n, err := h.makeNode(key, o)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.begun = slices.DeleteFunc(h.begun, func(k nodeKey) bool { return k == key })
 	if err != nil {
 		return nil, err
 	}
 	n.publish()
 	h.nodes[group] = append(slices.Clone(h.nodes[group]), n)
-	n.start()
+	n.start() // if Close was called meanwhile, it waits, and shuts this one down with the others
 	return n, nil
+}
+
+// nodeKey is what a host knows a replica by.
+type nodeKey struct {
+	group string
+	index int
+}
+
+// reserve keeps others from starting the same replica while that is being made, which may take long.
+func (h *Host) reserve(key nodeKey) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return &Error{Code: ErrShutdown, Op: "start node", Group: key.group}
+	}
+	busy := slices.Contains(h.begun, key)
+	for _, n := range h.nodes[key.group] {
+		busy = busy || n.peer.Index == key.index
+	}
+	if busy {
+		return &Error{Code: ErrBusy, Op: "start node", Group: key.group, Err: errors.New("the node is running, or has not ended yet")}
+	}
+	h.begun = append(h.begun, key)
+	h.starting.Add(1)
+	return nil
+}
+
+func (h *Host) makeNode(key nodeKey, o NodeOptions) (*Node, error) {
+	if err := h.store.Err(); err != nil { // what an earlier replica wrote last may not be on disk
+		return nil, storageError("start node", err)
+	}
+	g, err := h.store.Group(wal.ReplicaName(key.group, key.index))
+	if err != nil {
+		return nil, storageError("start node", err)
+	}
+	return newNode(h, key.group, g, o)
+}
+
+// isClosing reports whether Close was called.
+func (h *Host) isClosing() bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.closing
+}
+
+// snapshotDir is where a replica's snapshots are.
+func (h *Host) snapshotDir(group string, index int) string {
+	return filepath.Join(h.snapshots, snapdir.DirName(group, index))
 }
 
 const maxGroupName = 1 << 10
@@ -228,20 +282,25 @@ func (h *Host) StopNode(ctx context.Context, group string) error {
 // Close shuts all nodes down, closes all connections and then the log. It waits for the end of
 // everything, also when called again.
 func (h *Host) Close() error {
-	h.closeOnce.Do(func() {
-		h.mu.Lock()
-		h.closing = true
-		h.mu.Unlock()
-		nodes := h.Nodes()
-		for _, n := range nodes {
-			n.Shutdown(nil)
-		}
-		for _, n := range nodes {
-			n.Join()
-		}
-		h.closeErr = errors.Join(h.rpc.Close(), h.store.Close())
-		h.endEnv()
-	})
+	h.mu.Lock()
+	first := !h.closing
+	h.closing = true
+	h.mu.Unlock()
+	if !first {
+		<-h.closed
+		return h.closeErr
+	}
+	h.starting.Wait()
+	nodes := h.Nodes()
+	for _, n := range nodes {
+		n.Shutdown(nil)
+	}
+	for _, n := range nodes {
+		n.Join()
+	}
+	h.closeErr = errors.Join(h.rpc.Close(), h.store.Close())
+	h.endEnv()
+	close(h.closed)
 	return h.closeErr
 }
 
@@ -253,6 +312,10 @@ func (h *Host) spaceError() error { return h.store.Space() }
 
 // call sends a request to a peer's process.
 func (h *Host) call(peer PeerID, c rpc.Call) { h.rpc.Call(peer.Address, c) }
+
+// retry has a connection to a peer's process tried at once: that it was not there a moment ago says nothing
+// about a peer that is being added.
+func (h *Host) retry(peer PeerID) { h.rpc.Retry(peer.Address) }
 
 // watch has the death of the process at address reported, in place of the one watched
 // before. Empty: none.
@@ -326,16 +389,22 @@ func (h *Host) serve(req *rpc.Request) {
 		}
 	case req.Service == raftService && req.Method == methodInstall:
 		m := new(raftpb.InstallSnapshotRequest)
-		if parse(req, m) { // braft's answer of a node without snapshot storage
-			req.Fail(int32(ErrInvalid), "Not supported")
+		if parse(req, m) {
+			h.deliver(req, []byte(m.GetGroupId()), []byte(m.GetPeerId()), func(n *Node) { n.onInstall(req, m) })
 		}
+	case req.Service == fileServiceName:
+		h.serveFile(req)
 	case req.Service == nodeService && req.Method == methodReadIndex:
 		m := new(raftpb.ReadIndexRequest)
 		if parse(req, m) {
 			h.deliver(req, []byte(m.GetGroupId()), []byte(m.GetPeerId()), func(n *Node) { n.onReadIndex(req, m) })
 		}
+	case req.Service == cliService:
+		h.serveCli(req)
+	case req.Service == adminService:
+		h.serveAdmin(req)
 	default:
-		req.Fail(codeNoMethod, "Fail to find method="+req.Service+"/"+req.Method)
+		noMethod(req)
 	}
 }
 

@@ -42,6 +42,8 @@ type logManager struct {
 	onDurable func(index, lead int64, acks []pendingAck)
 	// onError is told of a failed write, on a storage goroutine.
 	onError func(err error)
+	// pending counts what is submitted, the node's hard state included.
+	pending pendingWrites
 
 	mu         sync.Mutex
 	first      int64
@@ -61,7 +63,9 @@ type logManager struct {
 	submitted int64
 	attempt   uint64
 	refused   bool
-	cutTo     int64 // a truncation behind this was refused; -1: none
+	cutTo     int64     // a truncation behind this was refused; -1: none
+	begin     *logStart // a new start of the log was refused; nil: none
+	starting  *logStart // the latest one, until storage has it; nil: it has
 }
 
 // pendingAck is a follower's answer that waits until its entries are durable.
@@ -71,17 +75,26 @@ type pendingAck struct {
 	req   *rpc.Request
 }
 
-func newLogManager(store LogStorage, initial Configuration, maxCache int) (*logManager, error) {
+// newLogManager takes up what storage holds. base is the snapshot that was loaded; if the log does not hold its last
+// entry, the caller follows with startAfter. initial counts if there is neither.
+func newLogManager(store LogStorage, initial Configuration, base logBase, maxCache int) (*logManager, error) {
 	r := store.Recovered()
 	l := &logManager{
 		store: store, maxCache: maxCache,
 		first: r.First, last: r.Last, prevTerm: r.PrevTerm, runs: r.Runs,
 		durable: r.Last, submitted: r.Last, cutTo: -1,
 	}
-	if r.Last == 0 {
+	l.pending.open()
+	switch {
+	case base.index > 0:
+		l.confs.base = base.conf
+	case r.Last == 0:
 		l.confs.base = confEntry{conf: initial}
 	}
 	for _, m := range r.Confs {
+		if m.Index <= base.index {
+			continue
+		}
 		e, err := parseConfEntry(m)
 		if err != nil {
 			return nil, fmt.Errorf("configuration entry %d: %w", m.Index, err)
@@ -105,6 +118,20 @@ func (l *logManager) durableIndex() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.durable
+}
+
+// stored returns how much of a commit index may go to storage: what storage is known to hold of the log as it is.
+func (l *logManager) stored(commit int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.storedLocked(commit)
+}
+
+func (l *logManager) storedLocked(commit int64) int64 {
+	if l.starting != nil { // it may hold another log yet, of which that is not true
+		return 0
+	}
+	return min(commit, l.durable)
 }
 
 // tail returns the end of the log as accepted, durable or not: whoever compares it with a
@@ -175,15 +202,45 @@ func (l *logManager) conf() confEntry {
 	return l.confs.last()
 }
 
-// confsAround returns the configuration in force and the one before it, if there is one.
-func (l *logManager) confsAround() (last, previous confEntry, ok bool) {
+// votes reports whether the peer has a vote in a configuration that is or may be in force.
+func (l *logManager) votes(p PeerID, commit int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	previous, ok = l.confs.previous()
-	return l.confs.last(), previous, ok
+	return l.confs.votes(p, commit)
 }
 
-// append adds a checked batch at the end. Durability is reported through onDurable.
+// confAt returns the configuration that governs the entry at index.
+func (l *logManager) confAt(index int64) confEntry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.confs.at(index)
+}
+
+// removed reports whether the peer was a member once and is none any more.
+func (l *logManager) removed(p PeerID, commit int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.confs.removed(p, commit)
+}
+
+// setOverride puts a configuration in force by hand, until an entry of its term or a later one is
+// appended. The zero value is none.
+func (l *logManager) setOverride(e confEntry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.confs.override = e
+}
+
+// overridden reports whether the configuration in force is the override.
+func (l *logManager) overridden() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.confs.overrides(l.confs.logged())
+}
+
+// append adds a checked batch at the end. Durability is reported through onDurable. commit goes with it to storage as
+// far as storage is known to hold what is committed: it may yet refuse what was submitted before, a truncation
+// too, and whoever read commit back would take other entries for committed.
 func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) error {
 	confs := make([]confEntry, 0, len(sum.Confs))
 	for _, m := range sum.Confs {
@@ -211,6 +268,7 @@ func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) erro
 	l.cache = append(l.cache, b)
 	l.cacheBytes += b.Size()
 	l.evict()
+	commit = l.storedLocked(commit)
 	submit := !l.refused
 	if submit {
 		l.submitted = b.Last()
@@ -225,7 +283,11 @@ func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) erro
 
 func (l *logManager) submit(b entry.Batch, commit int64, epoch, attempt uint64) {
 	first, last := b.First, b.Last()
-	l.store.Append(b, commit, func(err error) { l.written(epoch, attempt, first, last, err) })
+	l.pending.add()
+	l.store.Append(b, commit, func(err error) {
+		l.written(epoch, attempt, first, last, err)
+		l.pending.done()
+	})
 }
 
 // written takes note that a write is durable, or is not.
@@ -235,7 +297,8 @@ func (l *logManager) written(epoch, attempt uint64, first, last int64, err error
 		return
 	}
 	l.mu.Lock()
-	if epoch != l.epoch || last <= l.durable {
+	// Storage answers in order: if it has not begun anew by now, this went behind entries of the old log.
+	if epoch != l.epoch || last <= l.durable || l.starting != nil {
 		l.mu.Unlock()
 		return
 	}
@@ -287,9 +350,13 @@ func (l *logManager) retry(commit int64) bool {
 	l.refused = false
 	l.submitted = l.last
 	l.attempt++
-	epoch, attempt, cut := l.epoch, l.attempt, l.cutTo
-	l.cutTo = -1
+	commit = l.storedLocked(commit)
+	epoch, attempt, cut, begin := l.epoch, l.attempt, l.cutTo, l.begin
+	l.cutTo, l.begin = -1, nil
 	l.mu.Unlock()
+	if begin != nil {
+		l.restart(begin)
+	}
 	if cut >= 0 {
 		l.cut(cut, epoch)
 	}
@@ -347,7 +414,9 @@ func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
 
 // cut has storage drop the entries behind keep.
 func (l *logManager) cut(keep int64, epoch uint64) {
+	l.pending.add()
 	l.store.TruncateSuffix(keep, func(err error) {
+		defer l.pending.done()
 		switch {
 		case err == nil: // the truncation being durable, so is everything before it
 			l.written(epoch, 0, 0, keep, nil)
@@ -445,6 +514,13 @@ func (l *logManager) entries(dst []entry.Batch, first int64, maxBytes int) ([]en
 		return dst, err
 	}
 	return append(dst, b), nil
+}
+
+// cached reports whether the entry at index is in memory, or is still to be appended.
+func (l *logManager) cached(index int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return index > l.last || len(l.cache) > 0 && l.cache[0].First <= index
 }
 
 func (l *logManager) fromCache(dst []entry.Batch, first int64, maxBytes int) []entry.Batch {

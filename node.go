@@ -35,16 +35,22 @@ type Node struct {
 	lm        *logManager
 	box       ballotBox
 	fsm       *fsmCaller
+	durable   DurableStateMachine // nil: the state machine is none
+	snap      *snapshotter
 	proposals proposalQueue
+	waiters   sync.Pool // of *waiter; a node's own, since channels must not go from one synctest bubble to another
 	reads     readQueue
+	readers   sync.Pool // of *readWaiter
 	stopped   chan struct{}
 	shutdown  shutdownState
 
 	view       atomic.Pointer[nodeView]
 	termNow    atomic.Int64 // the term, for those who answer outside the actor
 	savedTerm  atomic.Int64 // the term that is durable
+	voteless   atomic.Bool  // waiting, or not being so is not durable yet
 	confWatch  atomic.Int64 // commit of this index is news to the actor; 0: none
 	followers  atomic.Pointer[[]*replicator]
+	ackWatch   atomic.Int64 // acknowledgements of this index are news to the actor; 0: none
 	roundsOpen atomic.Int64
 	groupIDNow atomic.Uint64
 	gathering  atomic.Bool // proposals wait for a commit
@@ -55,6 +61,7 @@ type Node struct {
 	role         NodeRole
 	term         int64
 	vote         PeerID
+	votedAt      time.Time // when the vote was given to somebody else
 	waiting      bool
 	groupID      uint64
 	hard         hardState
@@ -68,11 +75,26 @@ type Node struct {
 	electionWait time.Duration
 	electionAt   time.Time // when to campaign, if nothing is heard
 	retryAt      time.Time // when to submit again what storage refused
+	disorder     int       // how often in a row it was refused only because of its order
+	disorderAt   int64     // how far the log was durable then
 	voteRound    uint64    // answers to earlier rounds are void
 	votes        ballot
+	unheard      map[PeerID]bool // who has not answered the pre-vote of a blank node; nil if that does not matter
+	unheardRound uint64
+	startedAt    time.Time
+	begunAt      time.Time // when somebody said that it holds entries: this is not the group's first start
 	conf         confEntry
+	override     wal.Override // what ResetPeers has done, until a leader has confirmed a configuration
+	told         bool         // another member knows that this node has no vote any more
+	gone         bool         // and that it is no member
 	ctx          ConfigurationCtx
-	firstOwn     int64 // index of this leadership's first entry
+	change       *confChange // what a user waits for, nil if nobody does
+	advanceAt    time.Time   // when to look again whether the new majority answers
+	readyAt      time.Time   // since when that is all that is missing
+	transfer     *transfer   // leadership is being handed over
+	departing    *departure  // this leader is no voter any more
+	ledAt        time.Time   // when it became leader
+	firstOwn     int64       // index of this leadership's first entry
 	replicators  map[PeerID]*replicator
 	quorumAt     time.Time // when to check that a majority answers
 	rounds       []*readRound
@@ -86,14 +108,18 @@ type Node struct {
 
 // nodeView is what the outside sees of the actor's state.
 type nodeView struct {
-	role    NodeRole
-	term    int64
-	vote    PeerID
-	leader  PeerID
-	conf    confEntry
-	stage   Stage
-	waiting bool
-	err     error
+	role       NodeRole
+	term       int64
+	vote       PeerID
+	leader     PeerID
+	conf       confEntry
+	stage      Stage
+	change     *confChange
+	transfer   PeerID
+	waiting    bool
+	removed    bool
+	overridden bool
+	err        error
 }
 
 // shutdownState is who waits for the end.
@@ -104,27 +130,46 @@ type shutdownState struct {
 	done  []Closure
 }
 
+// newNode makes a node of what storage and snapshots hold. It has the state machine load a snapshot, which may take
+// long.
 func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, error) {
 	n := &Node{
 		host: h, group: group, store: store, o: o,
 		peer:    PeerID{Address: h.o.Address, Index: o.Index},
 		stopped: make(chan struct{}),
+		waiters: sync.Pool{New: newWaiter},
+		readers: sync.Pool{New: newReadWaiter},
 		rng:     rand.New(rand.NewPCG(h.env.Rand(), h.env.Rand())),
 	}
 	n.name = n.peer.String()
 	n.log = h.log.With(zap.String("group", group), zap.String("peer", n.name))
-	lm, err := newLogManager(store, o.InitialConf, o.CacheBytes)
+	r := store.Recovered()
+	n.recoverHard(r)
+	n.fsm = newFSMCaller(h.env.Exec, o.StateMachine, group)
+	n.durable, _ = o.StateMachine.(DurableStateMachine)
+	n.snap = newSnapshotter(n, h.snapshotDir(group, o.Index))
+	base, err := n.restore(r)
+	if err != nil {
+		return nil, err
+	}
+	lm, err := newLogManager(store, o.InitialConf, base, o.CacheBytes)
 	if err != nil {
 		return nil, &Error{Code: ErrCorrupt, Op: "start node", Group: group, Err: err}
 	}
-	n.lm = lm
-	n.recover(store.Recovered())
-	n.fsm = newFSMCaller(h.env.Exec, o.StateMachine, lm, group)
+	n.lm, n.fsm.log = lm, lm
 	n.fsm.release = n.proposals.release
 	n.fsm.rested = n.releaseGathered
+	n.fsm.grown = n.snap.onApplied
 	n.fsm.fail = func(err error) { n.post(func() { n.fail(err) }) }
 	lm.onDurable = n.onDurable
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
+	n.recoverLog(r, base)
+	if n.durable != nil {
+		n.fsm.bound = lm.durableIndex
+		if err := n.fsm.tellConf(); err != nil {
+			return nil, err
+		}
+	}
 	n.proposals.init(n)
 	n.a = actor.New(h.env.Exec, "node", n.step)
 	return n, nil
@@ -143,8 +188,8 @@ func (n *Node) releaseGathered() {
 	}
 }
 
-// recover takes over what storage holds.
-func (n *Node) recover(r wal.Recovered) {
+// recoverHard takes over the hard state that storage holds.
+func (n *Node) recoverHard(r wal.Recovered) {
 	n.term, n.groupID, n.waiting = r.Hard.Term, r.Hard.GroupID, r.Hard.Waiting
 	if v, err := ParsePeerID(r.Hard.Vote); err == nil {
 		n.vote = v.ID()
@@ -156,11 +201,24 @@ func (n *Node) recover(r wal.Recovered) {
 			n.groupID = groupIDOf(n.group, n.o.InitialConf)
 		}
 	}
+}
+
+// recoverLog goes on from the log that storage holds, or from the snapshot where that is ahead of it.
+func (n *Node) recoverLog(r wal.Recovered, base logBase) {
+	if base.index > 0 && !n.lm.holds(base) {
+		n.log.Info("the log goes on behind the snapshot", zap.Int64("index", base.index), zap.Int64("was_first", r.First), zap.Int64("was_last", r.Last))
+		n.lm.startAfterLater(base)
+	}
+	if n.term < base.term { // term and vote were lost, or not durable yet
+		n.term, n.vote = base.term, PeerID{}
+	}
+	n.voteless.Store(n.waiting)
 	n.groupIDNow.Store(n.groupID)
 	n.termNow.Store(n.term)
-	n.savedTerm.Store(n.term)
+	n.savedTerm.Store(r.Hard.Term)
+	n.recoverOverride(r.Hard.Override)
 	n.conf = n.lm.conf()
-	n.box.follow(min(r.Commit, r.Last))
+	n.box.follow(max(min(r.Commit, n.lm.lastIndex()), base.index, n.fsm.applied.Load()))
 }
 
 // groupIDOf is the identity of a group that is started with a configuration; never 0.
@@ -178,7 +236,11 @@ func groupIDOf(group string, conf Configuration) uint64 {
 // start begins to follow or to campaign.
 func (n *Node) start() {
 	n.post(func() {
-		n.dirty = true
+		n.dirty, n.startedAt = true, n.now
+		n.lm.retry(n.box.index()) // the log may have to begin behind the snapshot
+		if n.savedTerm.Load() != n.term {
+			n.save()
+		}
 		n.resetElection()
 		if n.waiting && n.lm.lastIndex() == 0 {
 			n.log.Info("nothing on disk: waiting for a leader, or for a group that is empty as well",
@@ -240,6 +302,7 @@ func (n *Node) tick() {
 		if !n.now.Before(n.quorumAt) {
 			n.checkQuorum()
 		}
+		n.tickChange()
 	case !n.electionAt.IsZero() && !n.now.Before(n.electionAt):
 		n.electionTimeout()
 	}
@@ -252,15 +315,18 @@ func (n *Node) deadline() time.Time {
 	}
 	at := n.electionAt
 	if n.role == RoleLeader {
-		at = n.quorumAt
-		if !n.gatherTill.IsZero() && n.gatherTill.Before(at) {
-			at = n.gatherTill
-		}
+		at = earlier(n.quorumAt, n.gatherTill)
+		at = earlier(at, n.changeDeadline())
 	}
-	if !n.retryAt.IsZero() && (at.IsZero() || n.retryAt.Before(at)) {
-		at = n.retryAt
+	return earlier(at, n.retryAt)
+}
+
+// earlier returns the earlier of two times, of which the zero time is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
 	}
-	return at
+	return a
 }
 
 func (n *Node) active() bool { return n.role < RoleFailed }
@@ -268,10 +334,15 @@ func (n *Node) active() bool { return n.role < RoleFailed }
 // publish shows the actor's state to the outside.
 func (n *Node) publish() {
 	n.dirty = false
-	n.view.Store(&nodeView{
+	v := &nodeView{
 		role: n.role, term: n.term, vote: n.vote, leader: n.leader, conf: n.conf,
-		stage: n.ctx.Stage(), waiting: n.waiting, err: n.err,
-	})
+		stage: n.ctx.Stage(), change: n.change, waiting: n.waiting, removed: n.removed(),
+		overridden: n.overridden(), err: n.err,
+	}
+	if n.transfer != nil {
+		v.transfer = n.transfer.peer
+	}
+	n.view.Store(v)
 }
 
 // onDurable is called when the log is durable up to index; see logManager.
@@ -280,13 +351,17 @@ func (n *Node) onDurable(index, lead int64, acks []pendingAck) {
 		n.answerStored(a)
 	}
 	if lead != 0 {
-		n.acknowledged(lead, n.peer, index)
+		n.acknowledged(lead, n.peer, 0, index)
 	}
+	n.fsm.reached()
 }
 
 // acknowledged counts that a peer stores the log up to index. Any goroutine may call it.
-func (n *Node) acknowledged(term int64, peer PeerID, index int64) {
-	committed, moved := n.box.ack(term, peer, index)
+func (n *Node) acknowledged(term int64, peer PeerID, life uint64, index int64) {
+	committed, moved := n.box.ack(term, peer, life, index)
+	if w := n.ackWatch.Load(); w != 0 && index >= w {
+		n.post(n.onHandover)
+	}
 	if !moved {
 		return
 	}
@@ -307,15 +382,29 @@ func (n *Node) onStorageError(err error) {
 	if !n.active() {
 		return
 	}
-	if errors.Is(err, wal.ErrNoSpace) || errors.Is(err, wal.ErrOrder) {
+	if durable := n.lm.durableIndex(); durable != n.disorderAt || errors.Is(err, wal.ErrNoSpace) {
+		n.disorder, n.disorderAt = 0, durable
+	}
+	switch {
+	case errors.Is(err, wal.ErrNoSpace):
+	case errors.Is(err, wal.ErrOrder) && (!n.retryAt.IsZero() || n.disorder < maxDisorder):
+		// What came behind a record that found no space is out of order.
 		if n.retryAt.IsZero() {
-			n.retryAt = n.now.Add(spaceRetry)
-			n.log.Warn("log storage has no space; what was accepted waits for it", zap.Error(err))
+			n.disorder++
 		}
+	default:
+		n.fail(&Error{Code: ErrIO, Op: "write log", Group: n.group, Err: err})
 		return
 	}
-	n.fail(&Error{Code: ErrIO, Op: "write log", Group: n.group, Err: err})
+	if n.retryAt.IsZero() {
+		n.retryAt = n.now.Add(spaceRetry)
+		n.log.Warn("log storage refuses entries; what was accepted waits and is tried again", zap.Error(err))
+	}
 }
+
+// maxDisorder is how often in a row what storage calls out of order is tried again, although nothing was refused for
+// want of space. After that storage and node are taken to disagree about what is stored.
+const maxDisorder = 10
 
 // spaceRetry is the pause before something is tried again for which there was no space.
 const spaceRetry = 200 * time.Millisecond
@@ -333,12 +422,19 @@ func (n *Node) fail(err error) {
 
 // leave gives up whatever the node does and takes a final role.
 func (n *Node) leave(role NodeRole, reason error) {
+	if n.role == RoleLeader {
+		n.wakeSuccessor(n.box.index())
+	}
 	n.stepDown(n.term, reason)
 	n.role, n.electionAt, n.dirty = role, time.Time{}, true
+	if role == RoleFailed {
+		n.snap.abandon()
+		n.fsm.free()
+	}
 	for _, a := range n.lm.allAcks() {
 		a.req.Fail(int32(ErrInvalid), "node is not active: "+role.String())
 	}
-	n.hard.waiters = nil
+	n.dropWaiters()
 }
 
 // Apply proposes an entry. It never blocks; Task.Done gets the outcome. Only
@@ -350,11 +446,11 @@ func (n *Node) Apply(t Task) { n.proposals.add(t) }
 // state machine returned. If ctx ends first the error is ErrUnknownOutcome wrapping
 // ctx.Err(): nothing is cancelled.
 func (n *Node) Propose(ctx context.Context, data []byte) (result any, err error) {
-	w := waiterPool.Get().(*waiter)
+	w := n.waiters.Get().(*waiter)
 	n.Apply(Task{Data: data, Done: w.done})
 	select {
 	case o := <-w.c:
-		waiterPool.Put(w)
+		n.waiters.Put(w)
 		return o.result, o.err
 	case <-ctx.Done():
 		return nil, &Error{Code: ErrUnknownOutcome, Op: "propose", Group: n.group, Err: ctx.Err()}
@@ -372,11 +468,11 @@ type waiter struct {
 	done func(any, error)
 }
 
-var waiterPool = sync.Pool{New: func() any {
+func newWaiter() any {
 	w := &waiter{c: make(chan outcome, 1)}
 	w.done = func(result any, err error) { w.c <- outcome{result, err} }
 	return w
-}}
+}
 
 // Await runs a call that takes a Closure and waits for its outcome. If ctx ends first the error
 // is ErrUnknownOutcome wrapping ctx.Err(); nothing is cancelled.
@@ -404,48 +500,16 @@ func (n *Node) LeaderID() PeerID { return n.view.Load().leader }
 // the election is won, before OnLeaderStart.
 func (n *Node) IsLeader() bool { return n.view.Load().role == RoleLeader }
 
-// ListPeers returns the peers of the configuration in force, on the leader; elsewhere
-// ErrNotLeader.
-func (n *Node) ListPeers() ([]PeerID, error) {
-	v := n.view.Load()
-	if v.role != RoleLeader {
-		return nil, &Error{Code: ErrNotLeader, Op: "list peers", Group: n.group, Peer: v.leader}
-	}
-	return v.conf.conf.Peers(), nil
-}
-
-// Status describes the node.
-func (n *Node) Status() Status {
-	v := n.view.Load()
-	s := Status{
-		Group: n.group, Peer: n.peer, Role: v.role, Term: v.term, Vote: v.vote, Leader: v.leader,
-		Conf: v.conf.conf, OldConf: v.conf.old, Stage: v.stage, Waiting: v.waiting, Err: v.err,
-		AppliedIndex: n.fsm.applied.Load(), CommitIndex: n.box.index(),
-	}
-	s.FirstIndex, s.LastIndex = n.lm.bounds()
-	s.DurableIndex = n.lm.durableIndex()
-	s.PendingEntries, s.PendingBytes = n.proposals.pending()
-	s.PendingReads = n.reads.pending.Load()
-	if s.Err == nil {
-		s.Err = n.host.spaceError()
-	}
-	if f := n.followers.Load(); f != nil {
-		for _, r := range *f {
-			s.Followers = append(s.Followers, r.status.load())
-		}
-	}
-	return s
-}
-
-// Shutdown ends the node: it stops to lead or to follow, whoever waits gets an
-// answer, OnShutdown is called, then done. It returns at once and may be called again.
+// Shutdown ends the node: it stops to lead or to follow, whoever waits gets an answer, OnShutdown is called, and when
+// storage has answered what was submitted to it, done. Until then the group cannot be started again here. It returns
+// at once and may be called again.
 func (n *Node) Shutdown(done Closure) {
 	s := &n.shutdown
 	s.mu.Lock()
 	if s.over {
 		s.mu.Unlock()
 		if done != nil {
-			done(nil)
+			n.callBack("shutdown", done)
 		}
 		return
 	}
@@ -470,18 +534,47 @@ func (n *Node) end() {
 	n.role, n.dirty = RoleShutdown, true
 	n.proposals.close(reason)
 	n.reads.close(reason)
-	n.fsm.shutdown(func() {
-		n.host.remove(n)
-		n.shutdown.mu.Lock()
-		n.shutdown.over = true
-		done := n.shutdown.done
-		n.shutdown.done = nil
-		n.shutdown.mu.Unlock()
-		close(n.stopped)
-		for _, d := range done {
-			d(nil)
-		}
+	n.lm.pending.add()
+	n.snap.stop(n.lm.pending.done)
+	n.fsm.shutdown()
+	n.lm.pending.close(func() {
+		n.fsm.free() // of what is not stored now, nothing will be
+		n.fsm.end(n.ended)
 	})
+}
+
+// ended tells everybody that nothing of the node is left. It runs on the state machine's actor, as its last step.
+func (n *Node) ended() {
+	n.host.remove(n)
+	n.shutdown.mu.Lock()
+	n.shutdown.over = true
+	done := n.shutdown.done
+	n.shutdown.done = nil
+	n.shutdown.mu.Unlock()
+	close(n.stopped)
+	for _, d := range done {
+		n.callBack("shutdown", d)
+	}
+}
+
+// callBack runs a Closure with nil.
+func (n *Node) callBack(op string, done Closure) { n.callBackWith(op, done, nil) }
+
+// callBackWith runs a Closure.
+func (n *Node) callBackWith(op string, done Closure, err error) {
+	defer n.caught(op)
+	done(err)
+}
+
+// caught is deferred around user code that may run on any goroutine. A panic there stops the node, not the process.
+func (n *Node) caught(op string) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	err := panicked(op, n.group, v)
+	n.log.Error("panic in a callback", zap.Error(err))
+	n.post(func() { n.fail(err) })
 }
 
 // Join waits until the node has ended. It must not be called from a StateMachine's
@@ -489,5 +582,6 @@ func (n *Node) end() {
 func (n *Node) Join() {
 	<-n.stopped
 	<-n.a.Done()
+	<-n.snap.a.Done()
 	<-n.fsm.a.Done()
 }

@@ -22,6 +22,8 @@ const (
 	// hurries is how often it tries again soon, should the others not know yet, or the
 	// vote be split.
 	hurries = 6
+	// leaveBegun is how many election timeouts a node without entries leaves those alone who have some.
+	leaveBegun = 20
 	// maxTerm leaves room for terms to grow: a larger one comes from a damaged message.
 	maxTerm = math.MaxInt64 - 1<<20
 )
@@ -36,14 +38,23 @@ func (n *Node) resetElection() {
 }
 
 // mayCampaign reports whether the node may try to become leader: as a voter of the
-// latest configuration, or of the one before while the latest is not known to be
-// committed. It is a leave to campaign only: votes are counted under the latest one.
+// configuration in force, or of any that came after the one known to be committed, and that one, as long as what follows may be
+// undone. Who has the longest log may be a voter of an older one only. It is a leave to campaign
+// only: votes are counted under the latest one. While a snapshot is installed that one may be long out of date (braft:
+// NodeImpl::pre_vote).
 func (n *Node) mayCampaign() bool {
-	if n.conf.hasVoter(n.peer) {
-		return true
+	if n.told || n.mute() || n.snap.incoming.Load() != 0 {
+		return false
 	}
-	latest, previous, ok := n.lm.confsAround()
-	return ok && latest.index > n.box.index() && previous.hasVoter(n.peer)
+	return n.conf.hasVoter(n.peer) || n.lm.votes(n.peer, n.box.index())
+}
+
+// mute reports whether the node, having begun with nothing on its disk, can say nothing about
+// who may lead. As long as its configuration is the initial one it may be the group's first start, where
+// all voters together know all there is. A peer that is being added, or one whose log shows that the group has
+// moved on, knows a part of its peers at most.
+func (n *Node) mute() bool {
+	return n.waiting && (n.o.InitialConf.Empty() || n.conf.joint() || !n.conf.conf.Equal(n.o.InitialConf))
 }
 
 // electionTimeout is called when no leader was heard, or no election won, for long enough.
@@ -51,6 +62,11 @@ func (n *Node) electionTimeout() {
 	reason := &Error{Code: ErrQuorumLost, Group: n.group, Peer: n.leader}
 	if n.role == RoleCandidate {
 		n.stepDown(n.term, reason)
+	}
+	if n.unheardLongEnough() {
+		n.unheard = nil
+		n.elect(nil)
+		return
 	}
 	dead := n.leaderDead
 	n.unfollow(reason)
@@ -64,6 +80,10 @@ func (n *Node) preVote() {
 	if n.electionAt.IsZero() || n.role != RoleFollower {
 		return
 	}
+	if again := n.begunAt.Add(leaveBegun * n.o.ElectionTimeout); n.blank() && !n.begunAt.IsZero() && n.now.Before(again) {
+		n.electionAt, n.hurries = again, 0
+		return
+	}
 	n.hurry()
 	n.voteRound++
 	n.votes = newBallot(n.conf)
@@ -71,7 +91,34 @@ func (n *Node) preVote() {
 		n.elect(nil)
 		return
 	}
+	n.unheard = nil
+	if n.blank() {
+		n.unheard, n.unheardRound = n.othersVoting(), n.voteRound
+	}
 	n.askForVotes(methodPreVote, n.term+1, nil)
+}
+
+// blank reports whether the node holds nothing and cannot tell whether it ever did. Those whom its initial
+// configuration names may be in the same state because their group has replaced them: so it asks them all,
+// and any that holds something, or hears a leader, keeps it from founding a second group.
+func (n *Node) blank() bool { return n.waiting && n.lm.lastIndex() == 0 }
+
+// othersVoting is the set of the other voters.
+func (n *Node) othersVoting() map[PeerID]bool {
+	others := make(map[PeerID]bool)
+	for _, p := range n.conf.peers() {
+		if !p.Same(n.peer) && n.conf.hasVoter(p) {
+			others[p.ID()] = true
+		}
+	}
+	return others
+}
+
+// unheardLongEnough reports whether a blank node has got the votes it needs, and has waited for those who
+// do not answer.
+func (n *Node) unheardLongEnough() bool {
+	return n.role == RoleFollower && len(n.unheard) > 0 && n.unheardRound == n.voteRound && n.votes.won() &&
+		n.blank() && n.mayCampaign() && n.now.Sub(n.startedAt) >= n.o.ElectionTimeout
 }
 
 // hurry puts the next try soon after this one, a few times after the leader's process died.
@@ -124,7 +171,7 @@ func (n *Node) askForVotes(method string, term int64, disrupted *raftpb.TermLead
 	lastTerm, lastIndex := n.lm.tail()
 	round := n.voteRound
 	for _, peer := range n.conf.peers() {
-		if peer.Same(n.peer) || peer.Role == Learner {
+		if peer.Same(n.peer) || !n.conf.hasVoter(peer) {
 			continue
 		}
 		m := &raftpb.RequestVoteRequest{
@@ -158,18 +205,24 @@ func (n *Node) onVoteAnswer(round uint64, peer PeerID, m *raftpb.RequestVoteResp
 	if n.otherGroup(m.GetGraftGroupId(), peer) {
 		return
 	}
+	if m.GetGraftHasLog() {
+		n.begunAt = n.now
+	}
 	if m.GetTerm() > n.term && validTerm(m.GetTerm()) {
 		n.stepDown(m.GetTerm(), &Error{Code: ErrHigherTerm, Group: n.group, Peer: peer})
 		return
 	}
 	if !m.GetGranted() {
+		n.heedRemoval(peer, m)
 		if n.role == RoleFollower && n.waiting {
 			// Somebody has a log, or hears a leader: a node that may have forgotten
 			// what it acknowledged does not run against that.
 			n.voteRound++
+			n.unheard = nil
 		}
 		return
 	}
+	delete(n.unheard, peer.ID())
 	grant := n.votes.grant
 	if m.GetGraftWaiting() {
 		grant = n.votes.grantWeak
@@ -178,7 +231,9 @@ func (n *Node) onVoteAnswer(round uint64, peer PeerID, m *raftpb.RequestVoteResp
 		return
 	}
 	if n.role == RoleFollower {
-		n.elect(nil)
+		if len(n.unheard) == 0 {
+			n.elect(nil)
+		}
 		return
 	}
 	n.becomeLeader()
@@ -201,8 +256,15 @@ func (n *Node) voter(candidate PeerID) election.Voter {
 	term, index := n.lm.tail()
 	return election.Voter{
 		Term: n.term, Voted: !n.vote.IsZero(), For: !n.vote.IsZero() && n.vote.Same(candidate),
-		Last: election.Position{Term: term, Index: index}, Waiting: n.waiting, HearsLeader: n.hearsLeader(),
+		Last: election.Position{Term: term, Index: index}, Waiting: n.waiting, Mute: n.mute(),
+		HearsLeader: n.hearsLeader() || n.expectsLeader(candidate),
 	}
+}
+
+// expectsLeader reports whether somebody else got this node's vote a moment ago, and should have
+// the time to say that it leads before it is deposed.
+func (n *Node) expectsLeader(candidate PeerID) bool {
+	return !n.vote.IsZero() && !n.vote.Same(candidate) && n.now.Sub(n.votedAt) < n.o.ElectionTimeout/20
 }
 
 // hearsLeader reports whether a live leader was heard within the minimum election timeout.
@@ -245,7 +307,7 @@ func (n *Node) onVoteRequest(req *rpc.Request, m *raftpb.RequestVoteRequest, pre
 		granted = n.voter(candidate).Vote(r)
 		led = led && n.role != RoleLeader
 		if granted && n.vote.IsZero() {
-			n.vote = candidate.ID()
+			n.vote, n.votedAt = candidate.ID(), n.now
 			n.save()
 			n.resetElection()
 		}
@@ -261,7 +323,11 @@ func (n *Node) onVoteRequest(req *rpc.Request, m *raftpb.RequestVoteRequest, pre
 	if weak && granted {
 		resp.GraftWaiting = &weak
 	}
-	n.afterSave(func() { n.reply(req, resp) })
+	if pre && !granted && m.GraftGroupId != nil {
+		n.tellRemoved(candidate, resp)
+		resp.GraftHasLog = proto.Bool(n.lm.lastIndex() > 0)
+	}
+	n.afterSaveAnswer(req, func() { n.reply(req, resp) })
 }
 
 // reply sends an answer that is not worth encoding by hand.
@@ -301,7 +367,7 @@ func (n *Node) onTimeoutNow(req *rpc.Request, m *raftpb.TimeoutNowRequest) {
 		n.elect(disrupted)
 		term++
 	}
-	n.afterSave(func() { n.reply(req, &raftpb.TimeoutNowResponse{Term: &term, Success: &ok}) })
+	n.afterSaveAnswer(req, func() { n.reply(req, &raftpb.TimeoutNowResponse{Term: &term, Success: &ok}) })
 }
 
 // stepDown makes the node a follower without a leader, in the given term if that is higher.
@@ -314,6 +380,7 @@ func (n *Node) stepDown(term int64, reason error) {
 		n.role = RoleFollower
 	}
 	n.voteRound++
+	n.unheard = nil
 	n.dirty = true
 	if term > n.term {
 		n.term, n.vote = term, PeerID{}
@@ -325,7 +392,7 @@ func (n *Node) stepDown(term int64, reason error) {
 // follow takes note of the leader of this term.
 func (n *Node) follow(leader PeerID, wire []byte) {
 	n.leader, n.leaderWire = leader, append([]byte(nil), wire...)
-	n.matched = 0
+	n.matched, n.told, n.gone = 0, false, false
 	n.dirty = true
 	n.host.watch(&n.watched, leader.Address)
 	c := LeaderChange{Leader: leader, Term: n.term, Reason: &Error{Code: ErrNewLeader, Group: n.group, Peer: leader}}
@@ -338,6 +405,8 @@ func (n *Node) unfollow(reason error) {
 		c := LeaderChange{Leader: n.leader, Term: n.term, Reason: reason}
 		n.fsm.post(func() { n.fsm.guard("OnStopFollowing", func() { n.fsm.fsm.OnStopFollowing(c) }) })
 		n.host.watch(&n.watched, "")
+		// Reads that wait for entries which that leader had promised: they may never come here.
+		n.fsm.failWaiters(n.box.index(), &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
 	}
 	n.leader, n.leaderWire, n.leaderDead, n.matched = PeerID{}, nil, false, 0
 	n.dirty = true
@@ -347,9 +416,8 @@ func (n *Node) unfollow(reason error) {
 func (n *Node) heard() {
 	n.lastContact = n.now
 	n.leaderDead, n.hurries = false, 0
-	if !n.electionAt.IsZero() || n.mayCampaign() {
-		n.electionAt = n.now.Add(n.electionWait)
-	}
+	// Who may not campaign is to notice as well that there is no leader any more.
+	n.electionAt = n.now.Add(n.electionWait)
 }
 
 // onPeerDown is told that the process at address is evidently gone. It takes the place of the

@@ -14,14 +14,15 @@ import (
 // onAppend handles append_entries: entries, a probe or a heartbeat (braft:
 // NodeImpl::handle_append_entries_request).
 func (n *Node) onAppend(req *rpc.Request, r *wire.AppendRequest) {
-	if !n.fromLeader(req, r) {
+	from := sender{term: r.Term, wire: r.ServerID, group: r.GraftGroup}
+	if !n.fromLeader(req, from, func() { n.answer(req, wire.AppendResponse{Term: n.term}) }) {
 		return
 	}
 	if r.PrevIndex < 0 || r.PrevTerm < 0 || r.Commit < 0 {
 		req.Fail(codeBadRequest, "negative index or term")
 		return
 	}
-	if r.PrevIndex == 0 && r.PrevTerm == 0 || r.PrevTerm != 0 && n.lm.term(r.PrevIndex) == r.PrevTerm {
+	if r.PrevIndex == 0 && r.PrevTerm == 0 || n.matches(r.PrevIndex, r.PrevTerm) {
 		if r.Entries.Count == 0 {
 			n.onEmpty(req, r)
 		} else {
@@ -31,56 +32,74 @@ func (n *Node) onAppend(req *rpc.Request, r *wire.AppendRequest) {
 	}
 	_, last := n.lm.bounds()
 	resp := wire.AppendResponse{Term: n.term, LastIndex: last, HasLastIndex: true}
+	n.showInstall(&resp)
 	if t := n.lm.term(r.PrevIndex); t != 0 {
 		resp.ConflictTerm, resp.ConflictIndex = t, n.lm.firstOfTerm(r.PrevIndex)
 	}
 	n.answer(req, resp)
 }
 
-// fromLeader checks who sends: it adopts a newer term and its leader, and answers itself
-// if the sender does not lead. Afterwards the sender counts as alive.
-func (n *Node) fromLeader(req *rpc.Request, r *wire.AppendRequest) bool {
+// matches reports whether the log agrees with the sender's up to an entry: it has it with that term, or a snapshot has
+// taken its place, which includes only what every leader has.
+func (n *Node) matches(index, term int64) bool {
+	if term == 0 {
+		return false
+	}
+	first, _ := n.lm.bounds()
+	return index < first-1 || n.lm.term(index) == term
+}
+
+// sender is who sends a request that only the leader of a term may.
+type sender struct {
+	term  int64
+	wire  []byte // its PeerID
+	group uint64
+}
+
+// fromLeader checks who sends: it adopts a newer term and its leader, and answers itself, by refuse if nothing is
+// wrong but the term, if the sender does not lead. Afterwards the sender counts as alive.
+func (n *Node) fromLeader(req *rpc.Request, r sender, refuse func()) bool {
 	if !n.active() {
 		req.Fail(int32(ErrInvalid), "node is not active: "+n.role.String())
 		return false
 	}
-	known := !n.leader.IsZero() && bytes.Equal(n.leaderWire, r.ServerID)
+	known := !n.leader.IsZero() && bytes.Equal(n.leaderWire, r.wire)
 	leader := n.leader
 	if !known {
 		var err error
-		if leader, err = ParsePeerID(string(r.ServerID)); err != nil {
+		if leader, err = ParsePeerID(string(r.wire)); err != nil {
 			req.Fail(codeBadRequest, err.Error())
 			return false
 		}
 	}
-	if !validTerm(r.Term) {
-		req.Fail(int32(ErrInvalid), fmt.Sprintf("term %d", r.Term))
+	if !validTerm(r.term) {
+		req.Fail(int32(ErrInvalid), fmt.Sprintf("term %d", r.term))
 		return false
 	}
-	if n.otherGroup(r.GraftGroup, leader) {
+	if n.otherGroup(r.group, leader) {
 		req.Fail(int32(ErrGroupMismatch), "this node holds another group's data under the same name")
 		return false
 	}
-	if r.Term < n.term {
-		n.answer(req, wire.AppendResponse{Term: n.term})
+	if r.term < n.term {
+		refuse()
 		return false
 	}
-	if r.Term == n.term && (n.role == RoleLeader || !n.leader.IsZero() && !n.leader.Same(leader)) {
-		n.log.Error("two leaders in one term", zap.Int64("term", r.Term), zap.Stringer("one", n.leader), zap.Stringer("other", leader))
-		n.stepDown(r.Term+1, &Error{Code: ErrLeaderConflict, Group: n.group, Peer: leader})
-		n.answer(req, wire.AppendResponse{Term: n.term})
+	if r.term == n.term && (n.role == RoleLeader || !n.leader.IsZero() && !n.leader.Same(leader)) {
+		n.log.Error("two leaders in one term", zap.Int64("term", r.term), zap.Stringer("one", n.leader), zap.Stringer("other", leader))
+		n.stepDown(r.term+1, &Error{Code: ErrLeaderConflict, Group: n.group, Peer: leader})
+		refuse()
 		return false
 	}
-	if r.Term > n.term || n.role != RoleFollower {
-		n.stepDown(r.Term, &Error{Code: ErrNewLeader, Group: n.group, Peer: leader})
+	if r.term > n.term || n.role != RoleFollower {
+		n.stepDown(r.term, &Error{Code: ErrNewLeader, Group: n.group, Peer: leader})
 	}
-	if n.groupID == 0 && r.GraftGroup != 0 {
-		n.groupID = r.GraftGroup
+	if n.groupID == 0 && r.group != 0 {
+		n.groupID = r.group
 		n.save()
 	}
 	if n.leader.IsZero() {
 		n.voteRound++
-		n.follow(leader, r.ServerID)
+		n.follow(leader, r.wire)
 	}
 	n.heard()
 	return true
@@ -90,14 +109,29 @@ func (n *Node) fromLeader(req *rpc.Request, r *wire.AppendRequest) bool {
 func (n *Node) onEmpty(req *rpc.Request, r *wire.AppendRequest) {
 	n.learnCommit(r.PrevIndex, r.Commit)
 	_, last := n.lm.bounds()
-	n.answer(req, wire.AppendResponse{
+	resp := wire.AppendResponse{
 		Term: n.term, Success: true, LastIndex: last, HasLastIndex: true, HasReadonly: true,
-	})
+		AppliedIndex: n.fsm.applied.Load(), StoredIndex: min(n.matched, n.lm.durableIndex()),
+	}
+	n.showInstall(&resp)
+	n.answer(req, resp)
+}
+
+// showInstall adds how far a snapshot has come that is being installed.
+func (n *Node) showInstall(resp *wire.AppendResponse) {
+	if n.snap.incoming.Load() != 0 {
+		s := n.snap.status()
+		resp.InstallDone, resp.InstallTotal, resp.InstallLoads = s.Done, s.Total, s.State == SnapshotLoading
+	}
 }
 
 // accept appends the entries of a request whose previous entry is here, and answers when
 // they are durable.
 func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
+	if n.snap.incoming.Load() != 0 {
+		req.Fail(int32(ErrBusy), "Is installing snapshot")
+		return
+	}
 	b := r.Entries
 	sum, err := entry.Check(b)
 	if err == nil && (sum.FirstTerm < r.PrevTerm || sum.LastTerm > r.Term) {
@@ -123,6 +157,7 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 		}
 		if err := n.lm.append(fresh, sum, n.box.index()); err != nil {
 			n.log.Error("refused entries", zap.Stringer("leader", n.leader), zap.Error(err))
+			n.adoptConf() // a part of the log may have been cut
 			req.Fail(codeBadRequest, err.Error())
 			return
 		}
@@ -177,12 +212,15 @@ func (n *Node) adoptConf() {
 // leader's, up to matched.
 func (n *Node) learnCommit(matched, commit int64) {
 	n.matched = max(n.matched, matched)
+	before := n.box.index()
 	if n.box.follow(min(commit, n.matched)) {
 		n.fsm.commit(n.box.index())
+		n.confirmOverride()
+		n.dirty = n.dirty || n.conf.index > before // the configuration may be committed now
 	}
 	// Brought up to what a leader of this term has committed in this term, a node knows
-	// all that it may ever have acknowledged.
-	if n.waiting && commit > 0 && commit <= n.matched && n.lm.term(commit) == n.term {
+	// all that it may ever have acknowledged. It must not forget that again: a full disk may have refused it.
+	if n.waiting && commit > 0 && commit <= min(n.matched, n.lm.durableIndex()) && n.lm.term(commit) == n.term {
 		n.waiting, n.dirty = false, true
 		n.log.Info("brought up to date by the leader", zap.Int64("commit", commit))
 		n.save()
@@ -191,15 +229,26 @@ func (n *Node) learnCommit(matched, commit int64) {
 
 // answer sends an append_entries response once the term it speaks of is durable.
 func (n *Node) answer(req *rpc.Request, resp wire.AppendResponse) {
-	resp.Features, resp.GraftGroup = featurePipeline, n.groupID
-	n.afterSave(func() { req.Reply(resp.Append(nil)) })
+	resp.GraftGroup = n.groupID
+	n.afterSaveAnswer(req, func() {
+		resp.Features = n.features()
+		req.Reply(resp.Append(nil))
+	})
+}
+
+// features is what the node says of itself in answers. Any goroutine may call it.
+func (n *Node) features() uint64 {
+	if n.voteless.Load() {
+		return featurePipeline | featureVoteless
+	}
+	return featurePipeline
 }
 
 // answerStored answers that entries are durable. It runs on a storage goroutine. If the term is
 // another by now, the sender does not lead any more and must not count it.
 func (n *Node) answerStored(a pendingAck) {
 	if n.termNow.Load() == a.term && n.savedTerm.Load() >= a.term {
-		resp := wire.AppendResponse{Term: a.term, Success: true, Features: featurePipeline}
+		resp := wire.AppendResponse{Term: a.term, Success: true, Features: n.features()}
 		a.req.Reply(resp.Append(make([]byte, 0, 16)))
 		return
 	}

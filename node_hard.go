@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/graft-raft/graft/internal/rpc"
 	"github.com/graft-raft/graft/internal/wal"
 )
 
@@ -24,6 +25,7 @@ type hardState struct {
 type hardWaiter struct {
 	change uint64
 	run    func()
+	drop   func() // in place of run, if the node stops before; may be nil
 }
 
 // save makes term, vote and the like durable as they are now.
@@ -32,6 +34,9 @@ func (n *Node) save() {
 	n.dirty = true
 	n.termNow.Store(n.term)
 	n.groupIDNow.Store(n.groupID)
+	if n.snap.incoming.Load() != 0 {
+		n.snap.a.Post(n.snap.termChanged)
+	}
 	n.submitHard()
 }
 
@@ -41,14 +46,20 @@ func (n *Node) submitHard() {
 	if !n.vote.IsZero() {
 		vote = n.vote.String()
 	}
-	h := wal.HardState{Term: term, Vote: vote, GroupID: n.groupID, Waiting: n.waiting}
-	n.store.SaveHardState(h, n.box.index(), func(err error) {
+	h := wal.HardState{Term: term, Vote: vote, GroupID: n.groupID, Waiting: n.waiting, Override: n.override}
+	n.lm.pending.add()
+	commit := n.lm.stored(n.box.index()) // see logManager.append
+	n.store.SaveHardState(h, commit, func(err error) {
 		if err == nil {
 			// Entries submitted later are reported later, so whoever answers for
 			// them sees this term as durable.
 			n.savedTerm.Store(term)
+			if !h.Waiting {
+				n.voteless.Store(false)
+			}
 		}
 		n.post(func() { n.hardSaved(change, err) })
+		n.lm.pending.done()
 	})
 }
 
@@ -89,10 +100,32 @@ func (n *Node) retrySave() {
 
 // afterSave runs f once term and vote as they are now are durable: at once if they
 // are. If the node stops before, f is dropped.
-func (n *Node) afterSave(f func()) {
-	if n.hard.saved == n.hard.wanted {
+func (n *Node) afterSave(f func()) { n.afterSaveOr(f, nil) }
+
+// afterSaveAnswer is afterSave for f that answers a request. If the node stops before, the request fails.
+func (n *Node) afterSaveAnswer(req *rpc.Request, f func()) {
+	n.afterSaveOr(f, func() { req.Fail(int32(ErrInvalid), "node is not active: "+n.role.String()) })
+}
+
+// afterSaveOr is afterSave, but if the node stops before, drop is run instead.
+func (n *Node) afterSaveOr(f, drop func()) {
+	switch {
+	case n.hard.saved == n.hard.wanted:
 		f()
-		return
+	case n.active():
+		n.hard.waiters = append(n.hard.waiters, hardWaiter{n.hard.wanted, f, drop})
+	case drop != nil: // it has stopped already
+		drop()
 	}
-	n.hard.waiters = append(n.hard.waiters, hardWaiter{n.hard.wanted, f})
+}
+
+// dropWaiters is for when the node stops.
+func (n *Node) dropWaiters() {
+	waiters := n.hard.waiters
+	n.hard.waiters = nil
+	for _, w := range waiters {
+		if w.drop != nil {
+			w.drop()
+		}
+	}
 }

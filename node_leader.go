@@ -1,6 +1,8 @@
 package graft
 
 import (
+	"errors"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,7 +15,7 @@ func (n *Node) becomeLeader() {
 	last := n.lm.lastIndex()
 	n.log.Info("leader", zap.Int64("term", n.term), zap.Int64("last_index", last))
 	n.role, n.leader, n.dirty = RoleLeader, n.peer, true
-	n.firstOwn = last + 1
+	n.firstOwn, n.ledAt = last+1, n.now
 	n.lm.setLead(n.term)
 	n.box.open(n.term, n.firstOwn)
 	n.replicators = make(map[PeerID]*replicator)
@@ -31,15 +33,25 @@ func (n *Node) becomeLeader() {
 	}
 }
 
-// peersInOrder lists the replicators in the order of the configuration.
+// peersInOrder lists the replicators: in the order of the configuration, then those of peers that
+// come or go.
 func (n *Node) peersInOrder() []*replicator {
-	var rs []*replicator
+	var rs, rest []*replicator
 	for _, p := range n.conf.peers() {
 		if r := n.replicators[p.ID()]; r != nil {
 			rs = append(rs, r)
 		}
 	}
-	return rs
+	if len(rs) == len(n.replicators) {
+		return rs
+	}
+	for p, r := range n.replicators {
+		if !n.conf.conf.Contains(p) && !n.conf.old.Contains(p) {
+			rest = append(rest, r)
+		}
+	}
+	slices.SortFunc(rest, func(a, b *replicator) int { return comparePeers(a.peer, b.peer) })
+	return append(rs, rest...)
 }
 
 // shareFollowers shows the replicators to those who acknowledge outside the actor.
@@ -48,19 +60,12 @@ func (n *Node) shareFollowers() {
 	n.followers.Store(&rs)
 }
 
-// doConf carries out what the configuration change asks for.
-func (n *Node) doConf(a confAction) {
-	if a.propose != nil {
-		n.proposeConf(*a.propose)
-	}
-}
-
 // proposeConf appends a configuration entry, which is in force from now on.
 func (n *Node) proposeConf(e confEntry) {
 	index := n.lm.lastIndex() + 1
 	n.builder.Reset(index)
 	n.builder.AppendConf(n.term, e.conf.strings(), e.old.strings())
-	e.index = index
+	e.index, e.term = index, n.term
 	n.conf = e
 	n.confWatch.Store(index)
 	n.appendOwn(n.builder.Build(), closureRun{})
@@ -74,12 +79,27 @@ func (n *Node) onOwnCommit() {
 		return
 	}
 	n.confWatch.Store(0)
+	n.fsm.commit(n.box.index()) // whoever moved it may not have come to that yet
 	n.dirty = true
 	if n.waiting { // it leads, so there is nothing it could have forgotten that counts
 		n.waiting = false
 		n.save()
 	}
-	n.doConf(n.ctx.Committed())
+	n.confirmOverride()
+	n.confCommitted()
+}
+
+// confCommitted goes on with the change of the configuration whose entry was committed.
+func (n *Node) confCommitted() {
+	a := n.ctx.Committed()
+	n.doConf(a)
+	if !a.over {
+		return
+	}
+	n.releaseRemoved()
+	if !n.conf.conf.ContainsVoter(n.peer) {
+		n.beginDeparture(n.conf.index)
+	}
 }
 
 // takeProposals turns what was proposed since the last step into entries.
@@ -94,6 +114,8 @@ func (n *Node) takeProposals() {
 	switch {
 	case n.role != RoleLeader:
 		n.refuseTasks(tasks, n.notLeader("apply"))
+	case n.transfer != nil, n.departing != nil:
+		n.refuseTasks(tasks, &Error{Code: ErrBusy, Op: "apply", Group: n.group, Err: errors.New(n.busyWith())})
 	default:
 		if err := n.host.spaceError(); err != nil {
 			n.refuseTasks(tasks, &Error{Code: ErrNoSpace, Op: "apply", Group: n.group, Err: err})
@@ -113,9 +135,11 @@ const gatherMost = 2 * time.Millisecond
 func (n *Node) gather() bool {
 	bytes, waiting := n.proposals.waiting()
 	if !waiting {
+		n.gatherTill = time.Time{}
 		return false
 	}
 	switch {
+	case n.transfer != nil, n.departing != nil: // they are refused
 	case n.fsm.applied.Load() >= n.lastOwn, bytes >= n.o.MaxAppendBytes:
 	case !n.gatherTill.IsZero() && !n.now.Before(n.gatherTill):
 	default:
@@ -136,6 +160,9 @@ func (n *Node) gather() bool {
 func (n *Node) notLeader(op string) error {
 	if n.err != nil {
 		return &Error{Code: ErrNodeFailed, Op: op, Group: n.group, Err: n.err}
+	}
+	if n.role == RoleShutdown {
+		return &Error{Code: ErrShutdown, Op: op, Group: n.group}
 	}
 	return &Error{Code: ErrNotLeader, Op: op, Group: n.group, Peer: n.leader}
 }
@@ -240,12 +267,18 @@ func (n *Node) appendOwn(b entry.Batch, run closureRun) {
 // stopLeading ends a leadership. What is not committed by now has an unknown outcome.
 func (n *Node) stopLeading(reason error) {
 	n.log.Info("stop leading", zap.Int64("term", n.term), zap.Error(reason))
+	n.role, n.leader = RoleFollower, PeerID{}
+	n.publish() // who is called back below does not take this node for the leader any more
 	n.lm.setLead(0)
 	n.lastOwn, n.gatherTill = 0, time.Time{}
 	n.gathering.Store(false)
-	n.confWatch.Store(0)
+	watch := n.confWatch.Swap(0)
 	committed := n.box.close()
 	n.fsm.commit(committed)
+	if n.transfer != nil && n.transfer.sent {
+		reason = &Error{Code: ErrTransferring, Op: "lead", Group: n.group, Peer: n.transfer.peer, Err: reason}
+	}
+	n.abortChange(reason, watch != 0 && committed >= watch)
 	n.fsm.failClosures(&Error{Code: ErrUnknownOutcome, Op: "apply", Group: n.group, Err: reason})
 	n.fsm.leaderStop(reason)
 	for _, r := range n.peersInOrder() {
@@ -253,9 +286,26 @@ func (n *Node) stopLeading(reason error) {
 	}
 	n.replicators = nil
 	n.followers.Store(nil)
-	n.ctx.Abort()
 	n.failRounds(reason)
-	n.leader = PeerID{}
+}
+
+// abortChange ends this leader's part in a change. committed says that the entry of its stage was committed, of
+// which the actor has not heard yet.
+func (n *Node) abortChange(reason error, committed bool) {
+	n.transfer, n.departing, n.advanceAt, n.readyAt = nil, nil, time.Time{}, time.Time{}
+	n.ackWatch.Store(0)
+	c, stage := n.change, n.ctx.Stage()
+	a := n.ctx.Abort(&Error{Code: ErrNotLeader, Op: "change peers", Group: n.group, Err: reason})
+	n.change = nil
+	n.publish()
+	if c == nil {
+		return
+	}
+	err := n.outcomeOf(c, a.err)
+	if committed && stage == StageStable { // it is done, whoever leads
+		err = nil
+	}
+	n.settleChange(c.done, err)
 }
 
 // quorumInterval is how often a leader checks that it is heard.

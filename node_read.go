@@ -15,9 +15,13 @@ import (
 
 // read is somebody who waits for a read index.
 type read struct {
-	done   func(index int64, err error)
-	remote bool // a follower asks, which waits for its own state machine
+	done func(index int64, err error)
+	// answer takes the place of done, if there is no error, when a follower asks, which waits for its own state
+	// machine. It gets the term of the leader that vouches for the index: the follower may know less than that one.
+	answer func(index, term int64)
 }
+
+func (r *read) remote() bool { return r.answer != nil }
 
 // readQueue is where reads wait for the node's next round.
 //
@@ -71,11 +75,11 @@ func (q *readQueue) close(err error) {
 // returns. It costs a round of messages, which concurrent calls share (Raft thesis §6.4).
 // On a follower it asks the leader.
 func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
-	w := readWaiterPool.Get().(*readWaiter)
+	w := n.readers.Get().(*readWaiter)
 	n.ReadIndexAsync(w.done)
 	select {
 	case o := <-w.c:
-		readWaiterPool.Put(w)
+		n.readers.Put(w)
 		return o.index, o.err
 	case <-ctx.Done():
 		return 0, &Error{Code: ErrTimeout, Op: "read index", Group: n.group, Err: ctx.Err()}
@@ -92,24 +96,25 @@ type readWaiter struct {
 	done func(int64, error)
 }
 
-var readWaiterPool = sync.Pool{New: func() any {
+func newReadWaiter() any {
 	w := &readWaiter{c: make(chan readOutcome, 1)}
 	w.done = func(index int64, err error) { w.c <- readOutcome{index, err} }
 	return w
-}}
+}
 
 // ReadIndexAsync is ReadIndex with a callback. done runs exactly once, possibly before
 // ReadIndexAsync returns; it must not block.
 func (n *Node) ReadIndexAsync(done func(index int64, err error)) {
-	if n.reads.pending.Add(1) > int64(n.o.MaxPendingReads) {
+	settle := func(index int64, err error) {
 		n.reads.pending.Add(-1)
-		done(0, &Error{Code: ErrOverloaded, Op: "read index", Group: n.group})
+		defer n.caught("read index")
+		done(index, err)
+	}
+	if n.reads.pending.Add(1) > int64(n.o.MaxPendingReads) {
+		settle(0, &Error{Code: ErrOverloaded, Op: "read index", Group: n.group})
 		return
 	}
-	n.addRead(read{done: func(index int64, err error) {
-		n.reads.pending.Add(-1)
-		done(index, err)
-	}})
+	n.addRead(read{done: settle})
 }
 
 func (n *Node) addRead(r read) {
@@ -129,6 +134,9 @@ const (
 	// roundRetry is how many election timeouts a round waits for answers before its readers get
 	// another.
 	roundRetry = 1
+	// maxRoundCalls is how many requests of rounds a member may have without an answer. One that does not answer is not
+	// asked again for each of the rounds that the others confirm meanwhile; once it has not answered these it is.
+	maxRoundCalls = 4 * maxRounds
 )
 
 // takeReads serves the reads that wait, if they can be served now.
@@ -145,11 +153,26 @@ func (n *Node) takeReads() {
 		}
 	case n.role == RoleFollower && !n.leader.IsZero():
 		if !n.forwarding {
-			n.forwardReads(n.reads.take())
+			n.forwardReads(n.ownReads(n.reads.take()))
 		}
 	default:
 		n.refuseReads(n.reads.take(), n.notLeader("read index"))
 	}
+}
+
+// ownReads refuses the reads of others and returns the rest. Who asked this node as the leader looks for the new one
+// himself: its answer is worth something only in the term of whoever gives it.
+func (n *Node) ownReads(reads []read) (own []read) {
+	var others []read
+	for _, r := range reads {
+		if r.remote() {
+			others = append(others, r)
+		} else {
+			own = append(own, r)
+		}
+	}
+	n.refuseReads(others, n.notLeader("read index"))
+	return own
 }
 
 func (n *Node) refuseReads(reads []read, err error) {
@@ -158,7 +181,7 @@ func (n *Node) refuseReads(reads []read, err error) {
 	}
 	n.fsm.settle(func() {
 		for _, r := range reads {
-			n.fsm.guard("done", func() { r.done(0, err) })
+			r.done(0, err)
 		}
 	})
 }
@@ -191,12 +214,14 @@ func (n *Node) openRound(reads []read) {
 		return
 	}
 	for _, r := range n.peersInOrder() {
-		if r.peer.Role == Learner {
+		if !n.conf.hasVoter(r.peer) || r.roundCalls.Load() >= maxRoundCalls {
 			continue
 		}
 		peer, sentAt := r, n.now
 		call := r.heartbeat(n.term)
+		r.roundCalls.Add(1)
 		call.Done = func(rep rpc.Reply) {
+			peer.roundCalls.Add(-1)
 			resp, ok := peer.parse(rep, sentAt)
 			if ok && resp.Term == round.term {
 				round.grant(peer.peer)
@@ -236,8 +261,8 @@ func (r *readRound) confirm() {
 	reads := r.end()
 	local := reads[:0]
 	for _, rd := range reads {
-		if rd.remote {
-			rd.done(r.index, nil)
+		if rd.remote() {
+			rd.answer(r.index, r.term)
 		} else {
 			local = append(local, rd)
 		}
@@ -288,6 +313,9 @@ func (n *Node) renewRounds() {
 
 // forwardReads asks the leader for a read index on behalf of all readers that wait.
 func (n *Node) forwardReads(reads []read) {
+	if len(reads) == 0 {
+		return
+	}
 	m := &raftpb.ReadIndexRequest{GroupId: &n.group, ServerId: &n.name, PeerId: proto.String(n.leader.String())}
 	if n.groupID != 0 {
 		m.GraftGroupId = &n.groupID
@@ -334,6 +362,11 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 	if n.role == RoleFollower && resp.GetTerm() == n.term {
 		n.learnCommit(0, resp.GetIndex())
 	}
+	if !n.leader.Same(leader) && resp.GetIndex() > n.box.index() {
+		// It is not followed any more, so what it promised may never come here; see unfollow.
+		n.refuseReads(reads, n.notLeader("read index"))
+		return
+	}
 	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) {
 		for _, rd := range reads {
 			rd.done(index, err)
@@ -351,15 +384,15 @@ func (n *Node) onReadIndex(req *rpc.Request, m *raftpb.ReadIndexRequest) {
 		req.Fail(int32(ErrNotLeader), "not leader")
 		return
 	}
-	term := n.term
-	n.addRead(read{remote: true, done: func(index int64, err error) {
-		if err != nil {
+	n.addRead(read{
+		done: func(_ int64, err error) {
 			code := ErrorCode(err)
 			req.Fail(int32(code), code.Error())
-			return
-		}
-		n.reply(req, &raftpb.ReadIndexResponse{Index: &index, Term: &term, LeaderId: &n.name})
-	}})
+		},
+		answer: func(index, term int64) {
+			n.reply(req, &raftpb.ReadIndexResponse{Index: &index, Term: &term, LeaderId: &n.name})
+		},
+	})
 }
 
 // parse reads an append_entries answer and notes that the peer is alive. ok is false if there is
@@ -379,6 +412,12 @@ func (r *replicator) parse(rep rpc.Reply, sentAt time.Time) (resp wire.AppendRes
 		return resp, false
 	}
 	r.touch(sentAt)
+	r.voteless.Store(resp.Features&featureVoteless != 0)
+	if resp.AppliedIndex > 0 {
+		r.applied.Store(resp.AppliedIndex)
+	}
+	r.copied.store(resp)
+	r.heard.Store(true)
 	return resp, true
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -12,7 +13,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/graft-raft/graft/internal/entry"
 	"github.com/graft-raft/graft/internal/vfs"
+	"github.com/graft-raft/graft/internal/wal"
 )
 
 func TestEntriesReachEveryStateMachineInOrder(t *testing.T) {
@@ -188,6 +191,49 @@ func TestFailedSyncFailsTheNodeAndSparesTheGroup(t *testing.T) {
 	durable := c.nodes[bad].Status().DurableIndex
 	c.propose("after")
 	assert.Equal(t, durable, c.nodes[bad].Status().DurableIndex, "it acknowledges nothing any more")
+	require.NoError(t, c.hosts[bad].StopNode(context.Background(), "g"))
+	_, err = c.hosts[bad].StartNode("g", NodeOptions{StateMachine: &recorder{}})
+	assert.ErrorIs(t, err, ErrIO, "what it wrote last may not be on disk")
+}
+
+// oneAtATime takes one entry in a call.
+type oneAtATime struct{ BaseStateMachine }
+
+func (oneAtATime) OnApply(it *Iterator) { it.Next() }
+
+// The Done of an entry behind which OnApply does not ask for more is guarded, too.
+func TestPanicInDoneOfTheLastEntry(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	n, err := c.hosts[0].StartNode("other", NodeOptions{StateMachine: oneAtATime{}, InitialConf: c.conf, ElectionTimeout: 500 * ms})
+	require.NoError(t, err)
+	c.eventually(n.IsLeader, "no leader")
+	n.Apply(Task{Data: []byte("entry"), Done: func(any, error) { panic("in a callback") }})
+	c.eventually(func() bool { return n.Status().Role == RoleFailed }, "the node works on")
+	assert.ErrorIs(t, n.Status().Err, ErrStateMachine)
+}
+
+// disordered calls all that is appended out of order.
+type disordered struct{ LogStorage }
+
+func (d disordered) Append(_ entry.Batch, _ int64, done func(error)) {
+	done(fmt.Errorf("append: %w", wal.ErrOrder))
+}
+
+// Storage that disagrees with the node about what is stored is not asked again for ever, in silence.
+func TestDisorderThatLastsFailsTheNode(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	c.propose("before")
+	n := c.nodes[0]
+	failed := make(chan error, 1)
+	n.post(func() {
+		n.lm.store = disordered{n.lm.store}
+		n.Apply(Task{Data: []byte("refused"), Done: func(_ any, err error) { failed <- err }})
+	})
+	assert.ErrorIs(t, <-failed, ErrUnknownOutcome)
+	assert.ErrorIs(t, n.Status().Err, ErrIO)
+	assert.ErrorIs(t, n.Status().Err, wal.ErrOrder)
 }
 
 func TestFullDiskRefusesAndResumes(t *testing.T) {
@@ -231,16 +277,16 @@ func TestCloseAtAnyMoment(t *testing.T) {
 		c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 20 * time.Millisecond})
 		c.startAll()
 		deadline := time.Now().Add(time.Duration(i) * 3 * time.Millisecond)
-		var wg sync.WaitGroup
+		var open atomic.Int64
 		for time.Now().Before(deadline) {
 			for _, n := range c.nodes {
-				wg.Add(2)
-				n.Apply(Task{Data: []byte("x"), Done: func(any, error) { wg.Done() }})
-				n.ReadIndexAsync(func(int64, error) { wg.Done() })
+				open.Add(2)
+				n.Apply(Task{Data: []byte("x"), Done: func(any, error) { open.Add(-1) }})
+				n.ReadIndexAsync(func(int64, error) { open.Add(-1) })
 			}
 		}
 		c.close()
-		wg.Wait() // each callback ran
+		c.eventually(func() bool { return open.Load() == 0 }, "somebody has no answer")
 		for j := range c.nodes {
 			require.True(t, c.fsms[j].shut)
 		}

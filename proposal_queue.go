@@ -36,14 +36,14 @@ func (q *proposalQueue) init(n *Node) {
 func (q *proposalQueue) add(t Task) {
 	size := int64(len(t.Data))
 	if len(t.Data) > q.maxSize {
-		t.refuse(&Error{Code: ErrTooLarge, Op: "apply", Group: q.n.group,
+		q.refuse(t, &Error{Code: ErrTooLarge, Op: "apply", Group: q.n.group,
 			Err: fmt.Errorf("%d bytes, NodeOptions.MaxEntrySize is %d", len(t.Data), q.maxSize)})
 		return
 	}
 	entries, bytes := q.entries.Add(1), q.bytes.Add(size)
 	if entries > q.maxEntries || bytes > q.maxBytes {
 		q.release(1, size)
-		t.refuse(&Error{Code: ErrOverloaded, Op: "apply", Group: q.n.group})
+		q.refuse(t, &Error{Code: ErrOverloaded, Op: "apply", Group: q.n.group})
 		return
 	}
 	q.mu.Lock()
@@ -51,7 +51,7 @@ func (q *proposalQueue) add(t Task) {
 		err := q.closed
 		q.mu.Unlock()
 		q.release(1, size)
-		t.refuse(err)
+		q.refuse(t, err)
 		return
 	}
 	q.tasks = append(q.tasks, t)
@@ -66,9 +66,10 @@ func (q *proposalQueue) add(t Task) {
 	}
 }
 
-// refuse runs Done with an error.
-func (t *Task) refuse(err error) {
+// refuse runs Done with an error, on the caller's goroutine.
+func (q *proposalQueue) refuse(t Task, err error) {
 	if t.Done != nil {
+		defer q.n.caught("done")
 		t.Done(nil, err)
 	}
 }

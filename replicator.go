@@ -26,7 +26,7 @@ import (
 // reported where they arrive, before the actor sees them.
 type replicator struct {
 	n    *Node
-	peer PeerID
+	peer PeerID // without a role, which may change
 	wire string // the peer as it goes over the wire
 	term int64
 	log  *zap.Logger
@@ -35,21 +35,41 @@ type replicator struct {
 	firstOwn int64 // the index of the leadership's first entry
 
 	woken      atomic.Bool
+	cold       atomic.Bool  // what is to be sent has to be read from storage
 	resting    atomic.Bool  // nothing is on the way: a new commit index needs a nudge
 	lastAnswer atomic.Int64 // when the latest answered request was sent, by the host's clock
+	heard      atomic.Bool  // it has answered anything
+	braft      atomic.Bool  // its answers are not a graft node's
+	voteless   atomic.Bool  // it says that it does not vote freely yet
+	applied    atomic.Int64 // how far its state machine has come, as it said last
+	copied     copyNews     // how far the snapshot has come that it installs, as it said last
+	roundCalls atomic.Int32 // requests of read rounds without an answer
 	status     followerStatus
 
 	// The actor's.
 	now         time.Time
 	p           progress.Progress
-	graft       bool // handles requests in order: they may be sent ahead of the answers
+	life        uint64 // of the peer: another one began whenever it had lost its disk
+	calls       int    // requests that are not answered, those included that were given up
+	callBytes   int    // of their entries
+	graft       bool   // handles requests in order: they may be sent ahead of the answers
 	heartbeatAt time.Time
 	blockedTill time.Time
 	commitAt    time.Time // when to tell an idle peer of a commit
 	commitSent  int64
 	failures    int
+	lastErr     error // why the latest request failed
+	known       int64 // commits that the peer has learned of
+	asking      int   // heartbeats without an answer
+	rate        progress.Rate
+	watched     *catchupWatch
+	leaving     *leaveWatch
 	stopped     bool
 	batches     []entry.Batch
+	offer       snapshotOffer
+
+	// The node's actor's.
+	leavingOn int64 // the configuration entry that removed the peer; 0 if it belongs to the group
 }
 
 // followerStatus is what Status sees of a replicator.
@@ -69,15 +89,29 @@ const (
 	commitDelay = 2 * time.Millisecond
 	// busyDelay is the pause after a peer said that it is busy (braft: raft_retry_replicate_interval_ms).
 	busyDelay = time.Second
+	// A peer that is being added gets the log in pieces of catchupPiece, so many at a time at first, and
+	// is left to itself for catchupRest times as long as it took for one, so that machines and disks
+	// that it shares with others have time for them.
+	catchupRequests = 1
+	catchupRest     = 2
+	catchupPiece    = 128 << 10
+	// givenUp is how many windows of requests may wait for an answer, of which all but one were given up: a peer that
+	// refuses or stalls again and again must not be sent more and more.
+	givenUp = 2
 	// braftEntries is what one request to a braft peer carries at most (braft: raft_max_entries_size).
 	braftEntries = 1024
 )
 
 func newReplicator(n *Node, peer PeerID, last int64) *replicator {
+	name := peer.ID()
+	if peer.Role == Witness {
+		name = peer // braft's witnesses are called by their role
+	}
 	r := &replicator{
-		n: n, peer: peer, wire: peer.String(), term: n.term, firstOwn: last + 1,
+		n: n, peer: peer.ID(), wire: name.String(), term: n.term, firstOwn: n.firstOwn,
 		log: n.log.With(zap.String("to", peer.String())), p: progress.New(last), now: n.now,
 	}
+	r.life = n.box.begin(n.term, r.peer)
 	r.touch(n.now) // it has an election timeout to answer
 	r.publish()
 	r.a = actor.New(n.host.env.Exec, "replicator", r.step)
@@ -89,8 +123,17 @@ func (r *replicator) start() { r.wake() }
 // wake says that there may be something to send.
 func (r *replicator) wake() {
 	if !r.woken.Swap(true) {
-		r.a.PostInline(nil)
+		r.post(nil)
 	}
+}
+
+// post has the actor run f; on this goroutine if it is idle and need not read from storage.
+func (r *replicator) post(f func()) {
+	if r.cold.Load() {
+		r.a.Post(f)
+		return
+	}
+	r.a.PostInline(f)
 }
 
 // nudge says that the commit index has moved.
@@ -101,7 +144,11 @@ func (r *replicator) nudge() {
 }
 
 func (r *replicator) stop() {
-	r.a.Post(func() { r.stopped = true })
+	r.a.Post(func() {
+		r.stopped = true
+		r.withdraw()
+		r.n.snap.release(r)
+	})
 	r.a.Close()
 }
 
@@ -115,6 +162,9 @@ func (r *replicator) touch(sentAt time.Time) {
 		}
 	}
 }
+
+// canVote reports whether the peer has answered in this leadership, and votes freely.
+func (r *replicator) canVote() bool { return r.heard.Load() && !r.voteless.Load() }
 
 func (r *replicator) contact() time.Time {
 	return r.n.host.base.Add(time.Duration(r.lastAnswer.Load()))
@@ -141,6 +191,9 @@ func (r *replicator) step(now time.Time, batch []func()) time.Time {
 		r.send()
 	}
 	r.keepAlive()
+	r.checkOffer()
+	r.checkCatchup()
+	r.checkLeaving()
 	r.publish()
 	return r.deadline()
 }
@@ -148,7 +201,7 @@ func (r *replicator) step(now time.Time, batch []func()) time.Time {
 // keepAlive sends a heartbeat if one is due, or if an idle peer is to learn of a commit.
 func (r *replicator) keepAlive() {
 	requests, _ := r.p.Inflight()
-	idle := requests == 0 && r.blockedTill.IsZero()
+	idle := requests == 0 && r.blockedTill.IsZero() && r.p.State != progress.Snapshot
 	r.resting.Store(idle)
 	if !idle || r.commitSent >= r.n.box.index() {
 		r.commitAt = time.Time{}
@@ -163,11 +216,15 @@ func (r *replicator) keepAlive() {
 	}
 	r.commitAt = time.Time{}
 	r.heartbeatAt = r.now.Add(r.interval())
+	r.asking++
 	call := r.heartbeatAfter(r.p.Match)
-	sentAt, match := r.now, r.p.Match
+	sentAt, life, match, commit := r.now, r.life, r.p.Match, r.commitSent
 	call.Done = func(rep rpc.Reply) {
 		resp, ok := r.parse(rep, sentAt)
-		r.a.Post(func() { r.heartbeatAnswered(rep, resp, ok, match) })
+		if ok && resp.Success && resp.Term == r.term {
+			r.storedBy(resp, life)
+		}
+		r.a.Post(func() { r.heartbeatAnswered(rep, resp, ok, life, match, commit) })
 	}
 	r.n.host.call(r.peer, call)
 }
@@ -180,17 +237,34 @@ func (r *replicator) deadline() time.Time {
 	if !r.commitAt.IsZero() && r.commitAt.Before(at) {
 		at = r.commitAt
 	}
+	if r.watched != nil && r.watched.Deadline().Before(at) {
+		at = r.watched.Deadline()
+	}
+	if r.leaving != nil && r.leaving.until.Before(at) {
+		at = r.leaving.until
+	}
 	return at
+}
+
+// window is how much may be on the way, and how much one request carries.
+func (r *replicator) window() (w progress.Window, piece int) {
+	o := &r.n.o
+	w, piece = progress.Window{Requests: 1, Bytes: o.MaxInflightBytes}, o.MaxAppendBytes
+	if !r.graft {
+		return w, piece
+	}
+	w.Requests = o.MaxInflightRequests
+	if r.watched != nil { // nobody waits for what it lacks: it must not get in the way of those who write
+		w.Requests, piece = min(w.Requests, r.watched.pace), min(piece, catchupPiece)
+	}
+	return w, piece
 }
 
 // send sends what the window has room for.
 func (r *replicator) send() {
 	for {
-		window := progress.Window{Requests: 1, Bytes: r.n.o.MaxInflightBytes}
-		if r.graft {
-			window.Requests = r.n.o.MaxInflightRequests
-		}
-		if !r.p.Room(window) {
+		window, piece := r.window()
+		if !r.p.Room(window) || r.calls >= givenUp*window.Requests || r.callBytes >= givenUp*window.Bytes {
 			return
 		}
 		if r.p.State == progress.Probe {
@@ -198,7 +272,8 @@ func (r *replicator) send() {
 			return
 		}
 		var err error
-		r.batches, err = r.n.lm.entries(r.batches, r.p.Next, r.n.o.MaxAppendBytes)
+		r.cold.Store(!r.n.lm.cached(r.p.Next))
+		r.batches, err = r.n.lm.entries(r.batches, r.p.Next, piece)
 		if err != nil {
 			r.unreadable(err)
 			return
@@ -232,8 +307,7 @@ func (r *replicator) limitEntries(n int) {
 // unreadable handles a log that cannot be read.
 func (r *replicator) unreadable(err error) {
 	if errors.Is(err, wal.ErrCompacted) {
-		r.log.Error("peer needs entries that are compacted away, and there is no snapshot", zap.Int64("next", r.p.Next))
-		r.block(busyDelay)
+		r.install()
 		return
 	}
 	if errors.Is(err, wal.ErrClosed) {
@@ -270,12 +344,17 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 	}
 	call = r.finish(call)
 	call.Timeout = 2 * r.n.o.ElectionTimeout
-	sent := sentRequest{prev: prev, last: last, entries: len(batches) > 0, generation: r.p.Generation(), at: r.now}
+	sent := sentRequest{
+		prev: prev, last: last, size: size, commit: r.commitSent, entries: len(batches) > 0,
+		generation: r.p.Generation(), life: r.life, match: r.p.Match, at: r.now,
+	}
 	call.Done = func(rep rpc.Reply) { r.answered(sent, rep) }
 	if !r.n.lm.leads(r.term) {
 		return false // what was read may be another leader's by now
 	}
 	r.p.Sent(last, size)
+	r.calls++
+	r.callBytes += size
 	r.n.host.call(r.peer, call)
 	return true
 }
@@ -283,8 +362,12 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 // sentRequest is what must be known of a request when its answer comes.
 type sentRequest struct {
 	prev, last int64
+	size       int // of the entries, in bytes
+	commit     int64
 	entries    bool
 	generation uint64
+	life       uint64 // of the peer, and what it had acknowledged in that when this was sent
+	match      int64
 	at         time.Time
 }
 
@@ -337,14 +420,26 @@ func (r *replicator) heartbeatAfter(prev int64) rpc.Call {
 // answered runs where the answer arrives. What it says about durability counts at once.
 func (r *replicator) answered(sent sentRequest, rep rpc.Reply) {
 	resp, ok := r.parse(rep, sent.at)
-	if ok && resp.Success && resp.Term == r.term && sent.entries {
-		r.n.acknowledged(r.term, r.peer, sent.last)
+	if ok && resp.Success && resp.Term == r.term {
+		if sent.entries {
+			r.n.acknowledged(r.term, r.peer, sent.life, sent.last)
+		}
+		r.storedBy(resp, sent.life)
 	}
-	r.a.PostInline(func() { r.progress(sent, rep, resp, ok) })
+	r.post(func() { r.progress(sent, rep, resp, ok) })
+}
+
+// storedBy counts what an answer to a request without entries says about durability.
+func (r *replicator) storedBy(resp wire.AppendResponse, life uint64) {
+	if resp.StoredIndex > 0 {
+		r.n.acknowledged(r.term, r.peer, life, resp.StoredIndex)
+	}
 }
 
 // progress takes an answer into account.
 func (r *replicator) progress(sent sentRequest, rep rpc.Reply, resp wire.AppendResponse, ok bool) {
+	r.calls--
+	r.callBytes -= sent.size
 	if r.stopped {
 		return
 	}
@@ -352,22 +447,33 @@ func (r *replicator) progress(sent sentRequest, rep rpc.Reply, resp wire.AppendR
 		r.failed(sent, rep)
 		return
 	}
-	r.failures = 0
+	r.succeeded()
 	r.graft = resp.Features&featurePipeline != 0
+	r.braft.Store(!r.graft)
+	if resp.Success && resp.Term == r.term && sent.life == r.life {
+		r.known = max(r.known, min(sent.commit, sent.last))
+	}
 	switch {
 	case resp.Term != r.term: // of an earlier term: it does not know ours yet
-		r.lost(sent)
+		r.again(sent)
+	case r.lost(resp, sent.life, sent.match):
+		r.regressed(resp.LastIndex)
+	case sent.life != r.life: // it says nothing about the disk that the peer has now
 	case resp.Success && sent.entries:
 		r.p.Stored(sent.last)
+		r.rest(sent)
+	case resp.Success && !r.graft && sent.prev > r.p.Match:
+		r.p.Matched(sent.prev - 1) // what is sent once more is acknowledged, which a probe is not
 	case resp.Success:
 		r.p.Matched(sent.prev)
+		r.p.StoredUpTo(resp.StoredIndex)
 	case sent.generation == r.p.Generation():
 		r.refused(sent, resp)
 	}
 }
 
-// lost has what was sent repeated after a pause.
-func (r *replicator) lost(sent sentRequest) {
+// again has what was sent repeated after a pause.
+func (r *replicator) again(sent sentRequest) {
 	if sent.generation == r.p.Generation() {
 		r.p.Failed()
 		r.block(r.interval())
@@ -379,7 +485,7 @@ func (r *replicator) failed(sent sentRequest, rep rpc.Reply) {
 	if rep.Err == nil && rep.Code == 0 {
 		return // a higher term, which is the node's business
 	}
-	r.failures++
+	r.failedWith(rep)
 	if sent.generation != r.p.Generation() {
 		return
 	}
@@ -396,10 +502,6 @@ func (r *replicator) failed(sent sentRequest, rep rpc.Reply) {
 
 // refused looks for the place where the logs part.
 func (r *replicator) refused(sent sentRequest, resp wire.AppendResponse) {
-	if resp.LastIndex < r.p.Match {
-		r.regressed(resp.LastIndex)
-		return
-	}
 	next := min(sent.prev, resp.LastIndex+1)
 	if resp.ConflictTerm != 0 {
 		// The last entry here that the peer may have too: entries of its conflicting term
@@ -409,35 +511,73 @@ func (r *replicator) refused(sent sentRequest, resp wire.AppendResponse) {
 	r.p.Refused(sent.prev, next)
 }
 
+// lost reports whether a refusal shows that the peer does not hold any more what it had acknowledged when it was asked. An
+// earlier request may have come before what it acknowledged since.
+func (r *replicator) lost(resp wire.AppendResponse, life uint64, match int64) bool {
+	return !resp.Success && resp.HasLastIndex && resp.LastIndex < match && life == r.life
+}
+
 // regressed is what becomes of a peer that does not hold any more what it acknowledged.
 func (r *replicator) regressed(last int64) {
 	r.log.Error("peer has lost entries that it had acknowledged; it is being caught up",
 		zap.Int64("acknowledged", r.p.Match), zap.Int64("holds", last))
-	r.n.box.regress(r.term, r.peer, last)
+	r.life = r.n.box.begin(r.term, r.peer)
 	r.p.Regressed(last)
+	r.known = 0
+	r.applied.Store(0)
+	if r.watched != nil {
+		r.watched.Regressed()
+	}
+	if r.leaving != nil { // another life began there, which need not know what the removed one was to
+		r.leaving.until = r.now
+		r.block(busyDelay)
+	}
 }
 
 // heartbeatAnswered takes the answer to a heartbeat into account.
-func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, ok bool, match int64) {
+func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, ok bool, life uint64, match, commit int64) {
+	r.asking--
 	switch {
 	case r.stopped:
 	case !ok:
 		if rep.Err != nil || rep.Code != 0 {
-			r.failures++
+			r.failedWith(rep)
 		}
 	case resp.Features&featurePipeline == 0 || resp.Term != r.term:
 		// braft: a heartbeat's success says nothing
-	case !resp.Success && resp.HasLastIndex && resp.LastIndex < match:
+	case r.lost(resp, life, match):
 		r.regressed(resp.LastIndex)
+	case resp.Success && life == r.life:
+		if errors.Is(r.lastErr, ErrUnreachable) { // else it says nothing about what had failed
+			r.succeeded()
+		}
+		r.known = max(r.known, min(commit, match))
+		r.p.StoredUpTo(resp.StoredIndex)
 	}
+}
+
+func (r *replicator) succeeded() { r.failures, r.lastErr = 0, nil }
+
+// failedWith notes a request without an answer, or with an error in its place.
+func (r *replicator) failedWith(rep rpc.Reply) {
+	r.failures++
+	if rep.Err != nil {
+		r.lastErr = &Error{Code: ErrUnreachable, Op: "append", Group: r.n.group, Peer: r.peer, Err: rep.Err}
+		return
+	}
+	r.lastErr = &Error{Code: Code(rep.Code), Op: "append", Group: r.n.group, Peer: r.peer, Err: errors.New(rep.Text)}
 }
 
 // publish shows the progress to Status.
 func (r *replicator) publish() {
 	_, bytes := r.p.Inflight()
+	rate := r.rate.Observe(r.now, r.p.Match)
 	r.status.Lock()
 	defer r.status.Unlock()
 	r.status.FollowerStatus = FollowerStatus{
-		Peer: r.peer, State: r.p.State.String(), Match: r.p.Match, Next: r.p.Next, InflightBytes: bytes, Failures: r.failures,
+		SnapshotIndex: r.offer.index(), SnapshotDone: r.copied.done.Load(), SnapshotTotal: r.copied.total.Load(),
+		Peer: r.peer, State: r.p.State.String(), Match: r.p.Match, Next: r.p.Next, InflightBytes: bytes,
+		Failures: r.failures, Err: r.lastErr, Rate: rate,
+		CatchingUp: r.watched != nil, Leaving: r.leaving != nil,
 	}
 }

@@ -34,7 +34,8 @@ type LeaderChange struct {
 // StateMachine is the replicated application. It corresponds to braft's
 // StateMachine.
 //
-// Contract. One goroutine per node makes all calls, one at a time, in log order. A
+// Contract. One goroutine per node makes all calls, one at a time, in log order (that of Host.StartNode first, for the
+// snapshot). A
 // method may block: that delays this node's later entries and nothing else. It may
 // call Node.Apply and the other methods that take a callback; it must not wait for
 // the node it belongs to: no Propose, no ReadIndex, no Join. No call follows
@@ -43,9 +44,13 @@ type LeaderChange struct {
 type StateMachine interface {
 	// OnApply applies committed entries. The iterator is valid during the call only.
 	OnApply(it *Iterator)
-	// OnSnapshotSave writes a snapshot. Not called yet: snapshots are to come.
+	// OnSnapshotSave saves the state as it is now: all entries up to w.Index applied, and none behind. It takes a
+	// view of it quickly, and may go on to write on a goroutine of its own, while entries are applied. When all is written,
+	// or has failed, done is called, once, from anywhere. A snapshot that fails leaves nothing behind.
 	OnSnapshotSave(w *SnapshotWriter, done Closure)
-	// OnSnapshotLoad replaces the state by a snapshot's. Not called yet.
+	// OnSnapshotLoad replaces the whole state, whatever it was, by a snapshot's. It is called by Host.StartNode before any
+	// other method, and when the leader's log does not reach back to what this replica needs. OnConfigurationCommitted
+	// follows. An error stops the node.
 	OnSnapshotLoad(r *SnapshotReader) error
 	// OnConfigurationCommitted reports the group's configuration as of index. A joint
 	// configuration is never reported.
@@ -99,9 +104,3 @@ func (BaseStateMachine) OnError(error) {}
 
 // OnShutdown does nothing.
 func (BaseStateMachine) OnShutdown() {}
-
-// SnapshotWriter is where a state machine writes a snapshot to.
-type SnapshotWriter struct{ _ struct{} }
-
-// SnapshotReader is where a state machine reads a snapshot from.
-type SnapshotReader struct{ _ struct{} }

@@ -15,6 +15,17 @@ import (
 type counter struct {
 	graft.BaseStateMachine
 	entries atomic.Int64
+	news    chan struct{} // gets something when a replica begins to lead or to follow, unless it is full
+}
+
+func (c *counter) OnLeaderStart(int64)                 { c.tell() }
+func (c *counter) OnStartFollowing(graft.LeaderChange) { c.tell() }
+
+func (c *counter) tell() {
+	select {
+	case c.news <- struct{}{}:
+	default:
+	}
 }
 
 func (c *counter) OnApply(it *graft.Iterator) {
@@ -34,12 +45,13 @@ type cluster struct {
 	trans []graft.Transport
 	nodes []*graft.Node
 	fsms  []*counter
+	news  chan struct{}
 }
 
 func newCluster(b *testing.B) *cluster {
 	b.Helper()
 	c := &cluster{b: b, hosts: make([]*graft.Host, 3), nodes: make([]*graft.Node, 3),
-		fsms: make([]*counter, 3), trans: make([]graft.Transport, 3)}
+		fsms: make([]*counter, 3), trans: make([]graft.Transport, 3), news: make(chan struct{}, 1)}
 	for range 3 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -64,7 +76,7 @@ func (c *cluster) start(i int) {
 	if err != nil {
 		c.b.Fatal(err)
 	}
-	c.hosts[i], c.fsms[i] = host, &counter{}
+	c.hosts[i], c.fsms[i] = host, &counter{news: c.news}
 	c.nodes[i], err = host.StartNode("bench", graft.NodeOptions{StateMachine: c.fsms[i], InitialConf: c.conf()})
 	if err != nil {
 		c.b.Fatal(err)
@@ -97,7 +109,7 @@ func (c *cluster) close() {
 // leader waits for a leader that takes proposals.
 func (c *cluster) leader() int {
 	c.b.Helper()
-	for start := time.Now(); time.Since(start) < time.Minute; {
+	for late := time.After(time.Minute); ; {
 		for i, n := range c.nodes {
 			if n == nil || !n.IsLeader() {
 				continue
@@ -106,10 +118,32 @@ func (c *cluster) leader() int {
 				return i
 			}
 		}
-		time.Sleep(time.Millisecond) // a benchmark runs in real time
+		c.await(late)
 	}
-	c.b.Fatal("no leader")
-	return -1
+}
+
+// await waits until some replica begins to lead or to follow.
+func (c *cluster) await(late <-chan time.Time) {
+	c.b.Helper()
+	select {
+	case <-c.news:
+	case <-late:
+		c.b.Fatal("no leader")
+	}
+}
+
+// settle waits until all replicas know what was written.
+func (c *cluster) settle() {
+	c.b.Helper()
+	late := time.After(time.Minute)
+	for _, n := range c.nodes {
+		for n != nil {
+			if _, err := n.ReadIndex(context.Background()); err == nil {
+				break
+			}
+			c.await(late)
+		}
+	}
 }
 
 func name(c, payload int) string { return fmt.Sprintf("c=%d/payload=%d", c, payload) }

@@ -2,7 +2,10 @@ module github.com/graft-raft/graft/bench
 
 go 1.25.0
 
-require github.com/graft-raft/graft v0.0.0
+require (
+	github.com/graft-raft/graft v0.0.0
+	go.uber.org/goleak v1.3.0
+)
 
 require (
 	go.uber.org/multierr v1.10.0 // indirect

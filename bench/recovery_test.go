@@ -17,7 +17,7 @@ func BenchmarkFailover(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		lead := c.leader()
-		time.Sleep(300 * time.Millisecond) // the others have heard of everything
+		c.settle()
 		b.StartTimer()
 		if err := c.trans[lead].Close(); err != nil {
 			b.Fatal(err)
@@ -62,7 +62,7 @@ func BenchmarkReopen(b *testing.B) {
 		c.start(i)
 		for c.fsms[i].entries.Load() < entries {
 			if _, err := c.nodes[i].ReadIndex(context.Background()); err != nil {
-				time.Sleep(100 * time.Microsecond)
+				<-time.After(100 * time.Microsecond) // no leader is known yet, and nothing tells when
 			}
 		}
 	}

@@ -274,6 +274,864 @@ func (x *HelloResponse) GetAddress() string {
 	return ""
 }
 
+// GroupStatusRequest asks a process for one of its replicas.
+type GroupStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GroupId       *string                `protobuf:"bytes,1,req,name=group_id,json=groupId" json:"group_id,omitempty"`
+	PeerId        *string                `protobuf:"bytes,2,opt,name=peer_id,json=peerId" json:"peer_id,omitempty"` // which replica, if the process has several
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupStatusRequest) Reset() {
+	*x = GroupStatusRequest{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupStatusRequest) ProtoMessage() {}
+
+func (x *GroupStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupStatusRequest.ProtoReflect.Descriptor instead.
+func (*GroupStatusRequest) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GroupStatusRequest) GetGroupId() string {
+	if x != nil && x.GroupId != nil {
+		return *x.GroupId
+	}
+	return ""
+}
+
+func (x *GroupStatusRequest) GetPeerId() string {
+	if x != nil && x.PeerId != nil {
+		return *x.PeerId
+	}
+	return ""
+}
+
+// GroupStatusResponse is what Node.Status says.
+type GroupStatusResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	PeerId         *string                `protobuf:"bytes,1,req,name=peer_id,json=peerId" json:"peer_id,omitempty"`
+	Role           *string                `protobuf:"bytes,2,opt,name=role" json:"role,omitempty"`
+	Term           *int64                 `protobuf:"varint,3,opt,name=term" json:"term,omitempty"`
+	Vote           *string                `protobuf:"bytes,4,opt,name=vote" json:"vote,omitempty"`
+	LeaderId       *string                `protobuf:"bytes,5,opt,name=leader_id,json=leaderId" json:"leader_id,omitempty"`
+	FirstIndex     *int64                 `protobuf:"varint,6,opt,name=first_index,json=firstIndex" json:"first_index,omitempty"`
+	LastIndex      *int64                 `protobuf:"varint,7,opt,name=last_index,json=lastIndex" json:"last_index,omitempty"`
+	DurableIndex   *int64                 `protobuf:"varint,8,opt,name=durable_index,json=durableIndex" json:"durable_index,omitempty"`
+	CommitIndex    *int64                 `protobuf:"varint,9,opt,name=commit_index,json=commitIndex" json:"commit_index,omitempty"`
+	AppliedIndex   *int64                 `protobuf:"varint,10,opt,name=applied_index,json=appliedIndex" json:"applied_index,omitempty"`
+	Peers          []string               `protobuf:"bytes,11,rep,name=peers" json:"peers,omitempty"`
+	OldPeers       []string               `protobuf:"bytes,12,rep,name=old_peers,json=oldPeers" json:"old_peers,omitempty"` // while joint
+	ConfIndex      *int64                 `protobuf:"varint,13,opt,name=conf_index,json=confIndex" json:"conf_index,omitempty"`
+	Stage          *string                `protobuf:"bytes,14,opt,name=stage" json:"stage,omitempty"`
+	Awaited        []string               `protobuf:"bytes,15,rep,name=awaited" json:"awaited,omitempty"`
+	Transferring   *string                `protobuf:"bytes,16,opt,name=transferring" json:"transferring,omitempty"`
+	Waiting        *bool                  `protobuf:"varint,17,opt,name=waiting" json:"waiting,omitempty"`
+	Removed        *bool                  `protobuf:"varint,18,opt,name=removed" json:"removed,omitempty"`
+	Overridden     *bool                  `protobuf:"varint,19,opt,name=overridden" json:"overridden,omitempty"`
+	Error          *string                `protobuf:"bytes,20,opt,name=error" json:"error,omitempty"`
+	PendingEntries *int64                 `protobuf:"varint,21,opt,name=pending_entries,json=pendingEntries" json:"pending_entries,omitempty"`
+	PendingBytes   *int64                 `protobuf:"varint,22,opt,name=pending_bytes,json=pendingBytes" json:"pending_bytes,omitempty"`
+	PendingReads   *int64                 `protobuf:"varint,23,opt,name=pending_reads,json=pendingReads" json:"pending_reads,omitempty"`
+	Followers      []*Follower            `protobuf:"bytes,24,rep,name=followers" json:"followers,omitempty"`
+	Change         *ChangeStatus          `protobuf:"bytes,25,opt,name=change" json:"change,omitempty"`
+	Snapshot       *SnapshotStatus        `protobuf:"bytes,26,opt,name=snapshot" json:"snapshot,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GroupStatusResponse) Reset() {
+	*x = GroupStatusResponse{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupStatusResponse) ProtoMessage() {}
+
+func (x *GroupStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupStatusResponse.ProtoReflect.Descriptor instead.
+func (*GroupStatusResponse) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GroupStatusResponse) GetPeerId() string {
+	if x != nil && x.PeerId != nil {
+		return *x.PeerId
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetRole() string {
+	if x != nil && x.Role != nil {
+		return *x.Role
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetTerm() int64 {
+	if x != nil && x.Term != nil {
+		return *x.Term
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetVote() string {
+	if x != nil && x.Vote != nil {
+		return *x.Vote
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetLeaderId() string {
+	if x != nil && x.LeaderId != nil {
+		return *x.LeaderId
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetFirstIndex() int64 {
+	if x != nil && x.FirstIndex != nil {
+		return *x.FirstIndex
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetLastIndex() int64 {
+	if x != nil && x.LastIndex != nil {
+		return *x.LastIndex
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetDurableIndex() int64 {
+	if x != nil && x.DurableIndex != nil {
+		return *x.DurableIndex
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetCommitIndex() int64 {
+	if x != nil && x.CommitIndex != nil {
+		return *x.CommitIndex
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetAppliedIndex() int64 {
+	if x != nil && x.AppliedIndex != nil {
+		return *x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *GroupStatusResponse) GetOldPeers() []string {
+	if x != nil {
+		return x.OldPeers
+	}
+	return nil
+}
+
+func (x *GroupStatusResponse) GetConfIndex() int64 {
+	if x != nil && x.ConfIndex != nil {
+		return *x.ConfIndex
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetStage() string {
+	if x != nil && x.Stage != nil {
+		return *x.Stage
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetAwaited() []string {
+	if x != nil {
+		return x.Awaited
+	}
+	return nil
+}
+
+func (x *GroupStatusResponse) GetTransferring() string {
+	if x != nil && x.Transferring != nil {
+		return *x.Transferring
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetWaiting() bool {
+	if x != nil && x.Waiting != nil {
+		return *x.Waiting
+	}
+	return false
+}
+
+func (x *GroupStatusResponse) GetRemoved() bool {
+	if x != nil && x.Removed != nil {
+		return *x.Removed
+	}
+	return false
+}
+
+func (x *GroupStatusResponse) GetOverridden() bool {
+	if x != nil && x.Overridden != nil {
+		return *x.Overridden
+	}
+	return false
+}
+
+func (x *GroupStatusResponse) GetError() string {
+	if x != nil && x.Error != nil {
+		return *x.Error
+	}
+	return ""
+}
+
+func (x *GroupStatusResponse) GetPendingEntries() int64 {
+	if x != nil && x.PendingEntries != nil {
+		return *x.PendingEntries
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetPendingBytes() int64 {
+	if x != nil && x.PendingBytes != nil {
+		return *x.PendingBytes
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetPendingReads() int64 {
+	if x != nil && x.PendingReads != nil {
+		return *x.PendingReads
+	}
+	return 0
+}
+
+func (x *GroupStatusResponse) GetFollowers() []*Follower {
+	if x != nil {
+		return x.Followers
+	}
+	return nil
+}
+
+func (x *GroupStatusResponse) GetChange() *ChangeStatus {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *GroupStatusResponse) GetSnapshot() *SnapshotStatus {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+// SnapshotStatus is what a replica says of its snapshots.
+type SnapshotStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         *int64                 `protobuf:"varint,1,opt,name=index" json:"index,omitempty"` // of the newest; 0: there is none
+	Term          *int64                 `protobuf:"varint,2,opt,name=term" json:"term,omitempty"`
+	Bytes         *int64                 `protobuf:"varint,3,opt,name=bytes" json:"bytes,omitempty"`
+	State         *string                `protobuf:"bytes,4,opt,name=state" json:"state,omitempty"`                           // idle, saving, copying or loading
+	NextIndex     *int64                 `protobuf:"varint,5,opt,name=next_index,json=nextIndex" json:"next_index,omitempty"` // of what is being saved or installed
+	From          *string                `protobuf:"bytes,6,opt,name=from" json:"from,omitempty"`                             // where it is copied from
+	DoneBytes     *int64                 `protobuf:"varint,7,opt,name=done_bytes,json=doneBytes" json:"done_bytes,omitempty"`
+	TotalBytes    *int64                 `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes" json:"total_bytes,omitempty"` // absent: unknown
+	Rate          *float64               `protobuf:"fixed64,9,opt,name=rate" json:"rate,omitempty"`                              // bytes per second
+	Error         *string                `protobuf:"bytes,10,opt,name=error" json:"error,omitempty"`                             // why the latest save or install failed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotStatus) Reset() {
+	*x = SnapshotStatus{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotStatus) ProtoMessage() {}
+
+func (x *SnapshotStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotStatus.ProtoReflect.Descriptor instead.
+func (*SnapshotStatus) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SnapshotStatus) GetIndex() int64 {
+	if x != nil && x.Index != nil {
+		return *x.Index
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetTerm() int64 {
+	if x != nil && x.Term != nil {
+		return *x.Term
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetBytes() int64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetState() string {
+	if x != nil && x.State != nil {
+		return *x.State
+	}
+	return ""
+}
+
+func (x *SnapshotStatus) GetNextIndex() int64 {
+	if x != nil && x.NextIndex != nil {
+		return *x.NextIndex
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetFrom() string {
+	if x != nil && x.From != nil {
+		return *x.From
+	}
+	return ""
+}
+
+func (x *SnapshotStatus) GetDoneBytes() int64 {
+	if x != nil && x.DoneBytes != nil {
+		return *x.DoneBytes
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetTotalBytes() int64 {
+	if x != nil && x.TotalBytes != nil {
+		return *x.TotalBytes
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetRate() float64 {
+	if x != nil && x.Rate != nil {
+		return *x.Rate
+	}
+	return 0
+}
+
+func (x *SnapshotStatus) GetError() string {
+	if x != nil && x.Error != nil {
+		return *x.Error
+	}
+	return ""
+}
+
+// Follower is what a leader knows of a peer.
+type Follower struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	PeerId             *string                `protobuf:"bytes,1,req,name=peer_id,json=peerId" json:"peer_id,omitempty"`
+	State              *string                `protobuf:"bytes,2,opt,name=state" json:"state,omitempty"`
+	Match              *int64                 `protobuf:"varint,3,opt,name=match" json:"match,omitempty"`
+	Next               *int64                 `protobuf:"varint,4,opt,name=next" json:"next,omitempty"`
+	Lag                *int64                 `protobuf:"varint,5,opt,name=lag" json:"lag,omitempty"`
+	Rate               *float64               `protobuf:"fixed64,6,opt,name=rate" json:"rate,omitempty"`                                 // entries per second
+	RemainingMs        *int64                 `protobuf:"varint,7,opt,name=remaining_ms,json=remainingMs" json:"remaining_ms,omitempty"` // until it has caught up, at that rate; absent: unknown
+	CatchingUp         *bool                  `protobuf:"varint,8,opt,name=catching_up,json=catchingUp" json:"catching_up,omitempty"`
+	Leaving            *bool                  `protobuf:"varint,9,opt,name=leaving" json:"leaving,omitempty"`
+	InflightBytes      *int64                 `protobuf:"varint,10,opt,name=inflight_bytes,json=inflightBytes" json:"inflight_bytes,omitempty"`
+	Failures           *int64                 `protobuf:"varint,11,opt,name=failures" json:"failures,omitempty"`
+	SilentMs           *int64                 `protobuf:"varint,12,opt,name=silent_ms,json=silentMs" json:"silent_ms,omitempty"` // since the last answered request was sent
+	Error              *string                `protobuf:"bytes,13,opt,name=error" json:"error,omitempty"`
+	SnapshotIndex      *int64                 `protobuf:"varint,14,opt,name=snapshot_index,json=snapshotIndex" json:"snapshot_index,omitempty"` // of what is being installed there; 0: nothing
+	SnapshotDoneBytes  *int64                 `protobuf:"varint,15,opt,name=snapshot_done_bytes,json=snapshotDoneBytes" json:"snapshot_done_bytes,omitempty"`
+	SnapshotTotalBytes *int64                 `protobuf:"varint,16,opt,name=snapshot_total_bytes,json=snapshotTotalBytes" json:"snapshot_total_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Follower) Reset() {
+	*x = Follower{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Follower) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Follower) ProtoMessage() {}
+
+func (x *Follower) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Follower.ProtoReflect.Descriptor instead.
+func (*Follower) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Follower) GetPeerId() string {
+	if x != nil && x.PeerId != nil {
+		return *x.PeerId
+	}
+	return ""
+}
+
+func (x *Follower) GetState() string {
+	if x != nil && x.State != nil {
+		return *x.State
+	}
+	return ""
+}
+
+func (x *Follower) GetMatch() int64 {
+	if x != nil && x.Match != nil {
+		return *x.Match
+	}
+	return 0
+}
+
+func (x *Follower) GetNext() int64 {
+	if x != nil && x.Next != nil {
+		return *x.Next
+	}
+	return 0
+}
+
+func (x *Follower) GetLag() int64 {
+	if x != nil && x.Lag != nil {
+		return *x.Lag
+	}
+	return 0
+}
+
+func (x *Follower) GetRate() float64 {
+	if x != nil && x.Rate != nil {
+		return *x.Rate
+	}
+	return 0
+}
+
+func (x *Follower) GetRemainingMs() int64 {
+	if x != nil && x.RemainingMs != nil {
+		return *x.RemainingMs
+	}
+	return 0
+}
+
+func (x *Follower) GetCatchingUp() bool {
+	if x != nil && x.CatchingUp != nil {
+		return *x.CatchingUp
+	}
+	return false
+}
+
+func (x *Follower) GetLeaving() bool {
+	if x != nil && x.Leaving != nil {
+		return *x.Leaving
+	}
+	return false
+}
+
+func (x *Follower) GetInflightBytes() int64 {
+	if x != nil && x.InflightBytes != nil {
+		return *x.InflightBytes
+	}
+	return 0
+}
+
+func (x *Follower) GetFailures() int64 {
+	if x != nil && x.Failures != nil {
+		return *x.Failures
+	}
+	return 0
+}
+
+func (x *Follower) GetSilentMs() int64 {
+	if x != nil && x.SilentMs != nil {
+		return *x.SilentMs
+	}
+	return 0
+}
+
+func (x *Follower) GetError() string {
+	if x != nil && x.Error != nil {
+		return *x.Error
+	}
+	return ""
+}
+
+func (x *Follower) GetSnapshotIndex() int64 {
+	if x != nil && x.SnapshotIndex != nil {
+		return *x.SnapshotIndex
+	}
+	return 0
+}
+
+func (x *Follower) GetSnapshotDoneBytes() int64 {
+	if x != nil && x.SnapshotDoneBytes != nil {
+		return *x.SnapshotDoneBytes
+	}
+	return 0
+}
+
+func (x *Follower) GetSnapshotTotalBytes() int64 {
+	if x != nil && x.SnapshotTotalBytes != nil {
+		return *x.SnapshotTotalBytes
+	}
+	return 0
+}
+
+// ChangeStatus is a change of the configuration under way.
+type ChangeStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromPeers     []string               `protobuf:"bytes,1,rep,name=from_peers,json=fromPeers" json:"from_peers,omitempty"`
+	ToPeers       []string               `protobuf:"bytes,2,rep,name=to_peers,json=toPeers" json:"to_peers,omitempty"`
+	ElapsedMs     *int64                 `protobuf:"varint,3,opt,name=elapsed_ms,json=elapsedMs" json:"elapsed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeStatus) Reset() {
+	*x = ChangeStatus{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeStatus) ProtoMessage() {}
+
+func (x *ChangeStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeStatus.ProtoReflect.Descriptor instead.
+func (*ChangeStatus) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ChangeStatus) GetFromPeers() []string {
+	if x != nil {
+		return x.FromPeers
+	}
+	return nil
+}
+
+func (x *ChangeStatus) GetToPeers() []string {
+	if x != nil {
+		return x.ToPeers
+	}
+	return nil
+}
+
+func (x *ChangeStatus) GetElapsedMs() int64 {
+	if x != nil && x.ElapsedMs != nil {
+		return *x.ElapsedMs
+	}
+	return 0
+}
+
+// ChangeRequest is change_peers with conditions.
+type ChangeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GroupId       *string                `protobuf:"bytes,1,req,name=group_id,json=groupId" json:"group_id,omitempty"`
+	LeaderId      *string                `protobuf:"bytes,2,req,name=leader_id,json=leaderId" json:"leader_id,omitempty"`
+	NewPeers      []string               `protobuf:"bytes,3,rep,name=new_peers,json=newPeers" json:"new_peers,omitempty"`
+	ExpectedPeers []string               `protobuf:"bytes,4,rep,name=expected_peers,json=expectedPeers" json:"expected_peers,omitempty"` // compare and set; empty: whatever is in force
+	DeadlineMs    *int64                 `protobuf:"varint,5,opt,name=deadline_ms,json=deadlineMs" json:"deadline_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRequest) Reset() {
+	*x = ChangeRequest{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRequest) ProtoMessage() {}
+
+func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
+func (*ChangeRequest) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ChangeRequest) GetGroupId() string {
+	if x != nil && x.GroupId != nil {
+		return *x.GroupId
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetLeaderId() string {
+	if x != nil && x.LeaderId != nil {
+		return *x.LeaderId
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetNewPeers() []string {
+	if x != nil {
+		return x.NewPeers
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetExpectedPeers() []string {
+	if x != nil {
+		return x.ExpectedPeers
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetDeadlineMs() int64 {
+	if x != nil && x.DeadlineMs != nil {
+		return *x.DeadlineMs
+	}
+	return 0
+}
+
+type ChangeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OldPeers      []string               `protobuf:"bytes,1,rep,name=old_peers,json=oldPeers" json:"old_peers,omitempty"`
+	NewPeers      []string               `protobuf:"bytes,2,rep,name=new_peers,json=newPeers" json:"new_peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeResponse) Reset() {
+	*x = ChangeResponse{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeResponse) ProtoMessage() {}
+
+func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
+func (*ChangeResponse) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ChangeResponse) GetOldPeers() []string {
+	if x != nil {
+		return x.OldPeers
+	}
+	return nil
+}
+
+func (x *ChangeResponse) GetNewPeers() []string {
+	if x != nil {
+		return x.NewPeers
+	}
+	return nil
+}
+
+type CancelChangeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GroupId       *string                `protobuf:"bytes,1,req,name=group_id,json=groupId" json:"group_id,omitempty"`
+	LeaderId      *string                `protobuf:"bytes,2,req,name=leader_id,json=leaderId" json:"leader_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelChangeRequest) Reset() {
+	*x = CancelChangeRequest{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelChangeRequest) ProtoMessage() {}
+
+func (x *CancelChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelChangeRequest.ProtoReflect.Descriptor instead.
+func (*CancelChangeRequest) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CancelChangeRequest) GetGroupId() string {
+	if x != nil && x.GroupId != nil {
+		return *x.GroupId
+	}
+	return ""
+}
+
+func (x *CancelChangeRequest) GetLeaderId() string {
+	if x != nil && x.LeaderId != nil {
+		return *x.LeaderId
+	}
+	return ""
+}
+
+type CancelChangeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelChangeResponse) Reset() {
+	*x = CancelChangeResponse{}
+	mi := &file_graft_raftpb_graft_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelChangeResponse) ProtoMessage() {}
+
+func (x *CancelChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_graft_raftpb_graft_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelChangeResponse.ProtoReflect.Descriptor instead.
+func (*CancelChangeResponse) Descriptor() ([]byte, []int) {
+	return file_graft_raftpb_graft_proto_rawDescGZIP(), []int{12}
+}
+
 var File_graft_raftpb_graft_proto protoreflect.FileDescriptor
 
 const file_graft_raftpb_graft_proto_rawDesc = "" +
@@ -295,10 +1153,104 @@ const file_graft_raftpb_graft_proto_rawDesc = "" +
 	"\rHelloResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x02(\x04R\vincarnation\x12\x1a\n" +
 	"\bfeatures\x18\x02 \x01(\x04R\bfeatures\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress2\x81\x01\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"H\n" +
+	"\x12GroupStatusRequest\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x02(\tR\agroupId\x12\x17\n" +
+	"\apeer_id\x18\x02 \x01(\tR\x06peerId\"\xc6\x06\n" +
+	"\x13GroupStatusResponse\x12\x17\n" +
+	"\apeer_id\x18\x01 \x02(\tR\x06peerId\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x03R\x04term\x12\x12\n" +
+	"\x04vote\x18\x04 \x01(\tR\x04vote\x12\x1b\n" +
+	"\tleader_id\x18\x05 \x01(\tR\bleaderId\x12\x1f\n" +
+	"\vfirst_index\x18\x06 \x01(\x03R\n" +
+	"firstIndex\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\a \x01(\x03R\tlastIndex\x12#\n" +
+	"\rdurable_index\x18\b \x01(\x03R\fdurableIndex\x12!\n" +
+	"\fcommit_index\x18\t \x01(\x03R\vcommitIndex\x12#\n" +
+	"\rapplied_index\x18\n" +
+	" \x01(\x03R\fappliedIndex\x12\x14\n" +
+	"\x05peers\x18\v \x03(\tR\x05peers\x12\x1b\n" +
+	"\told_peers\x18\f \x03(\tR\boldPeers\x12\x1d\n" +
+	"\n" +
+	"conf_index\x18\r \x01(\x03R\tconfIndex\x12\x14\n" +
+	"\x05stage\x18\x0e \x01(\tR\x05stage\x12\x18\n" +
+	"\aawaited\x18\x0f \x03(\tR\aawaited\x12\"\n" +
+	"\ftransferring\x18\x10 \x01(\tR\ftransferring\x12\x18\n" +
+	"\awaiting\x18\x11 \x01(\bR\awaiting\x12\x18\n" +
+	"\aremoved\x18\x12 \x01(\bR\aremoved\x12\x1e\n" +
+	"\n" +
+	"overridden\x18\x13 \x01(\bR\n" +
+	"overridden\x12\x14\n" +
+	"\x05error\x18\x14 \x01(\tR\x05error\x12'\n" +
+	"\x0fpending_entries\x18\x15 \x01(\x03R\x0ependingEntries\x12#\n" +
+	"\rpending_bytes\x18\x16 \x01(\x03R\fpendingBytes\x12#\n" +
+	"\rpending_reads\x18\x17 \x01(\x03R\fpendingReads\x12-\n" +
+	"\tfollowers\x18\x18 \x03(\v2\x0f.graft.FollowerR\tfollowers\x12+\n" +
+	"\x06change\x18\x19 \x01(\v2\x13.graft.ChangeStatusR\x06change\x121\n" +
+	"\bsnapshot\x18\x1a \x01(\v2\x15.graft.SnapshotStatusR\bsnapshot\"\x83\x02\n" +
+	"\x0eSnapshotStatus\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x03R\x04term\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x1d\n" +
+	"\n" +
+	"next_index\x18\x05 \x01(\x03R\tnextIndex\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\a \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\b \x01(\x03R\n" +
+	"totalBytes\x12\x12\n" +
+	"\x04rate\x18\t \x01(\x01R\x04rate\x12\x14\n" +
+	"\x05error\x18\n" +
+	" \x01(\tR\x05error\"\xe6\x03\n" +
+	"\bFollower\x12\x17\n" +
+	"\apeer_id\x18\x01 \x02(\tR\x06peerId\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x14\n" +
+	"\x05match\x18\x03 \x01(\x03R\x05match\x12\x12\n" +
+	"\x04next\x18\x04 \x01(\x03R\x04next\x12\x10\n" +
+	"\x03lag\x18\x05 \x01(\x03R\x03lag\x12\x12\n" +
+	"\x04rate\x18\x06 \x01(\x01R\x04rate\x12!\n" +
+	"\fremaining_ms\x18\a \x01(\x03R\vremainingMs\x12\x1f\n" +
+	"\vcatching_up\x18\b \x01(\bR\n" +
+	"catchingUp\x12\x18\n" +
+	"\aleaving\x18\t \x01(\bR\aleaving\x12%\n" +
+	"\x0einflight_bytes\x18\n" +
+	" \x01(\x03R\rinflightBytes\x12\x1a\n" +
+	"\bfailures\x18\v \x01(\x03R\bfailures\x12\x1b\n" +
+	"\tsilent_ms\x18\f \x01(\x03R\bsilentMs\x12\x14\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12%\n" +
+	"\x0esnapshot_index\x18\x0e \x01(\x03R\rsnapshotIndex\x12.\n" +
+	"\x13snapshot_done_bytes\x18\x0f \x01(\x03R\x11snapshotDoneBytes\x120\n" +
+	"\x14snapshot_total_bytes\x18\x10 \x01(\x03R\x12snapshotTotalBytes\"g\n" +
+	"\fChangeStatus\x12\x1d\n" +
+	"\n" +
+	"from_peers\x18\x01 \x03(\tR\tfromPeers\x12\x19\n" +
+	"\bto_peers\x18\x02 \x03(\tR\atoPeers\x12\x1d\n" +
+	"\n" +
+	"elapsed_ms\x18\x03 \x01(\x03R\telapsedMs\"\xac\x01\n" +
+	"\rChangeRequest\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x02(\tR\agroupId\x12\x1b\n" +
+	"\tleader_id\x18\x02 \x02(\tR\bleaderId\x12\x1b\n" +
+	"\tnew_peers\x18\x03 \x03(\tR\bnewPeers\x12%\n" +
+	"\x0eexpected_peers\x18\x04 \x03(\tR\rexpectedPeers\x12\x1f\n" +
+	"\vdeadline_ms\x18\x05 \x01(\x03R\n" +
+	"deadlineMs\"J\n" +
+	"\x0eChangeResponse\x12\x1b\n" +
+	"\told_peers\x18\x01 \x03(\tR\boldPeers\x12\x1b\n" +
+	"\tnew_peers\x18\x02 \x03(\tR\bnewPeers\"M\n" +
+	"\x13CancelChangeRequest\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x02(\tR\agroupId\x12\x1b\n" +
+	"\tleader_id\x18\x02 \x02(\tR\bleaderId\"\x16\n" +
+	"\x14CancelChangeResponse2\x81\x01\n" +
 	"\vNodeService\x12>\n" +
 	"\tReadIndex\x12\x17.graft.ReadIndexRequest\x1a\x18.graft.ReadIndexResponse\x122\n" +
-	"\x05Hello\x12\x13.graft.HelloRequest\x1a\x14.graft.HelloResponseB$Z\"github.com/graft-raft/graft/raftpb"
+	"\x05Hello\x12\x13.graft.HelloRequest\x1a\x14.graft.HelloResponse2\xcf\x01\n" +
+	"\fAdminService\x12?\n" +
+	"\x06Status\x12\x19.graft.GroupStatusRequest\x1a\x1a.graft.GroupStatusResponse\x125\n" +
+	"\x06Change\x12\x14.graft.ChangeRequest\x1a\x15.graft.ChangeResponse\x12G\n" +
+	"\fCancelChange\x12\x1a.graft.CancelChangeRequest\x1a\x1b.graft.CancelChangeResponseB$Z\"github.com/graft-raft/graft/raftpb"
 
 var (
 	file_graft_raftpb_graft_proto_rawDescOnce sync.Once
@@ -312,23 +1264,41 @@ func file_graft_raftpb_graft_proto_rawDescGZIP() []byte {
 	return file_graft_raftpb_graft_proto_rawDescData
 }
 
-var file_graft_raftpb_graft_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_graft_raftpb_graft_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_graft_raftpb_graft_proto_goTypes = []any{
-	(*ReadIndexRequest)(nil),  // 0: graft.ReadIndexRequest
-	(*ReadIndexResponse)(nil), // 1: graft.ReadIndexResponse
-	(*HelloRequest)(nil),      // 2: graft.HelloRequest
-	(*HelloResponse)(nil),     // 3: graft.HelloResponse
+	(*ReadIndexRequest)(nil),     // 0: graft.ReadIndexRequest
+	(*ReadIndexResponse)(nil),    // 1: graft.ReadIndexResponse
+	(*HelloRequest)(nil),         // 2: graft.HelloRequest
+	(*HelloResponse)(nil),        // 3: graft.HelloResponse
+	(*GroupStatusRequest)(nil),   // 4: graft.GroupStatusRequest
+	(*GroupStatusResponse)(nil),  // 5: graft.GroupStatusResponse
+	(*SnapshotStatus)(nil),       // 6: graft.SnapshotStatus
+	(*Follower)(nil),             // 7: graft.Follower
+	(*ChangeStatus)(nil),         // 8: graft.ChangeStatus
+	(*ChangeRequest)(nil),        // 9: graft.ChangeRequest
+	(*ChangeResponse)(nil),       // 10: graft.ChangeResponse
+	(*CancelChangeRequest)(nil),  // 11: graft.CancelChangeRequest
+	(*CancelChangeResponse)(nil), // 12: graft.CancelChangeResponse
 }
 var file_graft_raftpb_graft_proto_depIdxs = []int32{
-	0, // 0: graft.NodeService.ReadIndex:input_type -> graft.ReadIndexRequest
-	2, // 1: graft.NodeService.Hello:input_type -> graft.HelloRequest
-	1, // 2: graft.NodeService.ReadIndex:output_type -> graft.ReadIndexResponse
-	3, // 3: graft.NodeService.Hello:output_type -> graft.HelloResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	7,  // 0: graft.GroupStatusResponse.followers:type_name -> graft.Follower
+	8,  // 1: graft.GroupStatusResponse.change:type_name -> graft.ChangeStatus
+	6,  // 2: graft.GroupStatusResponse.snapshot:type_name -> graft.SnapshotStatus
+	0,  // 3: graft.NodeService.ReadIndex:input_type -> graft.ReadIndexRequest
+	2,  // 4: graft.NodeService.Hello:input_type -> graft.HelloRequest
+	4,  // 5: graft.AdminService.Status:input_type -> graft.GroupStatusRequest
+	9,  // 6: graft.AdminService.Change:input_type -> graft.ChangeRequest
+	11, // 7: graft.AdminService.CancelChange:input_type -> graft.CancelChangeRequest
+	1,  // 8: graft.NodeService.ReadIndex:output_type -> graft.ReadIndexResponse
+	3,  // 9: graft.NodeService.Hello:output_type -> graft.HelloResponse
+	5,  // 10: graft.AdminService.Status:output_type -> graft.GroupStatusResponse
+	10, // 11: graft.AdminService.Change:output_type -> graft.ChangeResponse
+	12, // 12: graft.AdminService.CancelChange:output_type -> graft.CancelChangeResponse
+	8,  // [8:13] is the sub-list for method output_type
+	3,  // [3:8] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_graft_raftpb_graft_proto_init() }
@@ -342,9 +1312,9 @@ func file_graft_raftpb_graft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_graft_raftpb_graft_proto_rawDesc), len(file_graft_raftpb_graft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   13,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_graft_raftpb_graft_proto_goTypes,
 		DependencyIndexes: file_graft_raftpb_graft_proto_depIdxs,

@@ -338,7 +338,14 @@ type RequestVoteResponse struct {
 	GraftGroupId  *uint64 `protobuf:"varint,1001,opt,name=graft_group_id,json=graftGroupId" json:"graft_group_id,omitempty"`
 	// Of a granted vote: the voter may have lost its disk, so its vote counts only if all
 	// voters grant theirs.
-	GraftWaiting  *bool `protobuf:"varint,1002,opt,name=graft_waiting,json=graftWaiting" json:"graft_waiting,omitempty"`
+	GraftWaiting *bool `protobuf:"varint,1002,opt,name=graft_waiting,json=graftWaiting" json:"graft_waiting,omitempty"`
+	// The latest configuration that the voter knows to be committed, when it refuses a
+	// pre-vote of somebody who has no vote in it: that one need not ask again.
+	GraftConfIndex *int64   `protobuf:"varint,1003,opt,name=graft_conf_index,json=graftConfIndex" json:"graft_conf_index,omitempty"`
+	GraftConfPeers []string `protobuf:"bytes,1004,rep,name=graft_conf_peers,json=graftConfPeers" json:"graft_conf_peers,omitempty"`
+	GraftConfTerm  *int64   `protobuf:"varint,1005,opt,name=graft_conf_term,json=graftConfTerm" json:"graft_conf_term,omitempty"`
+	// The voter holds entries: the group has begun.
+	GraftHasLog   *bool `protobuf:"varint,1006,opt,name=graft_has_log,json=graftHasLog" json:"graft_has_log,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +432,34 @@ func (x *RequestVoteResponse) GetGraftGroupId() uint64 {
 func (x *RequestVoteResponse) GetGraftWaiting() bool {
 	if x != nil && x.GraftWaiting != nil {
 		return *x.GraftWaiting
+	}
+	return false
+}
+
+func (x *RequestVoteResponse) GetGraftConfIndex() int64 {
+	if x != nil && x.GraftConfIndex != nil {
+		return *x.GraftConfIndex
+	}
+	return 0
+}
+
+func (x *RequestVoteResponse) GetGraftConfPeers() []string {
+	if x != nil {
+		return x.GraftConfPeers
+	}
+	return nil
+}
+
+func (x *RequestVoteResponse) GetGraftConfTerm() int64 {
+	if x != nil && x.GraftConfTerm != nil {
+		return *x.GraftConfTerm
+	}
+	return 0
+}
+
+func (x *RequestVoteResponse) GetGraftHasLog() bool {
+	if x != nil && x.GraftHasLog != nil {
+		return *x.GraftHasLog
 	}
 	return false
 }
@@ -551,8 +586,18 @@ type AppendEntriesResponse struct {
 	// a whole term per round trip.
 	GraftConflictTerm  *int64 `protobuf:"varint,1002,opt,name=graft_conflict_term,json=graftConflictTerm" json:"graft_conflict_term,omitempty"`
 	GraftConflictIndex *int64 `protobuf:"varint,1003,opt,name=graft_conflict_index,json=graftConflictIndex" json:"graft_conflict_index,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// To requests without entries: how far the state machine has come.
+	GraftAppliedIndex *int64 `protobuf:"varint,1004,opt,name=graft_applied_index,json=graftAppliedIndex" json:"graft_applied_index,omitempty"`
+	// Likewise: up to here the follower's log is the leader's, and durable. It is worth
+	// an acknowledgement of entries.
+	GraftStoredIndex *int64 `protobuf:"varint,1005,opt,name=graft_stored_index,json=graftStoredIndex" json:"graft_stored_index,omitempty"`
+	// While a snapshot is being installed: how many bytes of how many are there, and that
+	// they are all there and the state machine loads them.
+	GraftInstallDone  *int64 `protobuf:"varint,1006,opt,name=graft_install_done,json=graftInstallDone" json:"graft_install_done,omitempty"`
+	GraftInstallTotal *int64 `protobuf:"varint,1007,opt,name=graft_install_total,json=graftInstallTotal" json:"graft_install_total,omitempty"`
+	GraftInstallLoads *bool  `protobuf:"varint,1008,opt,name=graft_install_loads,json=graftInstallLoads" json:"graft_install_loads,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *AppendEntriesResponse) Reset() {
@@ -641,14 +686,52 @@ func (x *AppendEntriesResponse) GetGraftConflictIndex() int64 {
 	return 0
 }
 
+func (x *AppendEntriesResponse) GetGraftAppliedIndex() int64 {
+	if x != nil && x.GraftAppliedIndex != nil {
+		return *x.GraftAppliedIndex
+	}
+	return 0
+}
+
+func (x *AppendEntriesResponse) GetGraftStoredIndex() int64 {
+	if x != nil && x.GraftStoredIndex != nil {
+		return *x.GraftStoredIndex
+	}
+	return 0
+}
+
+func (x *AppendEntriesResponse) GetGraftInstallDone() int64 {
+	if x != nil && x.GraftInstallDone != nil {
+		return *x.GraftInstallDone
+	}
+	return 0
+}
+
+func (x *AppendEntriesResponse) GetGraftInstallTotal() int64 {
+	if x != nil && x.GraftInstallTotal != nil {
+		return *x.GraftInstallTotal
+	}
+	return 0
+}
+
+func (x *AppendEntriesResponse) GetGraftInstallLoads() bool {
+	if x != nil && x.GraftInstallLoads != nil {
+		return *x.GraftInstallLoads
+	}
+	return false
+}
+
 type SnapshotMeta struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	LastIncludedIndex *int64                 `protobuf:"varint,1,req,name=last_included_index,json=lastIncludedIndex" json:"last_included_index,omitempty"`
 	LastIncludedTerm  *int64                 `protobuf:"varint,2,req,name=last_included_term,json=lastIncludedTerm" json:"last_included_term,omitempty"`
 	Peers             []string               `protobuf:"bytes,3,rep,name=peers" json:"peers,omitempty"`
 	OldPeers          []string               `protobuf:"bytes,4,rep,name=old_peers,json=oldPeers" json:"old_peers,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Where the configuration stands in the log. Its term is last_included_term: a leader's first
+	// entry is a configuration.
+	GraftConfIndex *int64 `protobuf:"varint,1000,opt,name=graft_conf_index,json=graftConfIndex" json:"graft_conf_index,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SnapshotMeta) Reset() {
@@ -709,15 +792,25 @@ func (x *SnapshotMeta) GetOldPeers() []string {
 	return nil
 }
 
+func (x *SnapshotMeta) GetGraftConfIndex() int64 {
+	if x != nil && x.GraftConfIndex != nil {
+		return *x.GraftConfIndex
+	}
+	return 0
+}
+
 type InstallSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	GroupId       *string                `protobuf:"bytes,1,req,name=group_id,json=groupId" json:"group_id,omitempty"`
-	ServerId      *string                `protobuf:"bytes,2,req,name=server_id,json=serverId" json:"server_id,omitempty"`
-	PeerId        *string                `protobuf:"bytes,3,req,name=peer_id,json=peerId" json:"peer_id,omitempty"`
-	Term          *int64                 `protobuf:"varint,4,req,name=term" json:"term,omitempty"`
-	Meta          *SnapshotMeta          `protobuf:"bytes,5,req,name=meta" json:"meta,omitempty"`
-	Uri           *string                `protobuf:"bytes,6,req,name=uri" json:"uri,omitempty"`
-	GraftGroupId  *uint64                `protobuf:"varint,1000,opt,name=graft_group_id,json=graftGroupId" json:"graft_group_id,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	GroupId      *string                `protobuf:"bytes,1,req,name=group_id,json=groupId" json:"group_id,omitempty"`
+	ServerId     *string                `protobuf:"bytes,2,req,name=server_id,json=serverId" json:"server_id,omitempty"`
+	PeerId       *string                `protobuf:"bytes,3,req,name=peer_id,json=peerId" json:"peer_id,omitempty"`
+	Term         *int64                 `protobuf:"varint,4,req,name=term" json:"term,omitempty"`
+	Meta         *SnapshotMeta          `protobuf:"bytes,5,req,name=meta" json:"meta,omitempty"`
+	Uri          *string                `protobuf:"bytes,6,req,name=uri" json:"uri,omitempty"`
+	GraftGroupId *uint64                `protobuf:"varint,1000,opt,name=graft_group_id,json=graftGroupId" json:"graft_group_id,omitempty"`
+	// What the sender understands beyond braft's protocol, a set of bits. Absent: a braft
+	// node, whose files are read one after the other, from their beginning to their end.
+	GraftFeatures *uint64 `protobuf:"varint,1001,opt,name=graft_features,json=graftFeatures" json:"graft_features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -797,6 +890,13 @@ func (x *InstallSnapshotRequest) GetUri() string {
 func (x *InstallSnapshotRequest) GetGraftGroupId() uint64 {
 	if x != nil && x.GraftGroupId != nil {
 		return *x.GraftGroupId
+	}
+	return 0
+}
+
+func (x *InstallSnapshotRequest) GetGraftFeatures() uint64 {
+	if x != nil && x.GraftFeatures != nil {
+		return *x.GraftFeatures
 	}
 	return 0
 }
@@ -1012,7 +1112,7 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\rlast_log_term\x18\x05 \x02(\x03R\vlastLogTerm\x12$\n" +
 	"\x0elast_log_index\x18\x06 \x02(\x03R\flastLogIndex\x12<\n" +
 	"\x10disrupted_leader\x18\a \x01(\v2\x11.braft.TermLeaderR\x0fdisruptedLeader\x12%\n" +
-	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"\xa7\x02\n" +
+	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"\xcb\x03\n" +
 	"\x13RequestVoteResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x02(\x03R\x04term\x12\x18\n" +
 	"\agranted\x18\x02 \x02(\bR\agranted\x12\x1c\n" +
@@ -1021,7 +1121,11 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\x11rejected_by_lease\x18\x05 \x01(\bR\x0frejectedByLease\x12&\n" +
 	"\x0egraft_features\x18\xe8\a \x01(\x04R\rgraftFeatures\x12%\n" +
 	"\x0egraft_group_id\x18\xe9\a \x01(\x04R\fgraftGroupId\x12$\n" +
-	"\rgraft_waiting\x18\xea\a \x01(\bR\fgraftWaiting\"\xc1\x02\n" +
+	"\rgraft_waiting\x18\xea\a \x01(\bR\fgraftWaiting\x12)\n" +
+	"\x10graft_conf_index\x18\xeb\a \x01(\x03R\x0egraftConfIndex\x12)\n" +
+	"\x10graft_conf_peers\x18\xec\a \x03(\tR\x0egraftConfPeers\x12'\n" +
+	"\x0fgraft_conf_term\x18\xed\a \x01(\x03R\rgraftConfTerm\x12#\n" +
+	"\rgraft_has_log\x18\xee\a \x01(\bR\vgraftHasLog\"\xc1\x02\n" +
 	"\x14AppendEntriesRequest\x12\x19\n" +
 	"\bgroup_id\x18\x01 \x02(\tR\agroupId\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x02(\tR\bserverId\x12\x17\n" +
@@ -1031,7 +1135,7 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\x0eprev_log_index\x18\x06 \x02(\x03R\fprevLogIndex\x12*\n" +
 	"\aentries\x18\a \x03(\v2\x10.braft.EntryMetaR\aentries\x12'\n" +
 	"\x0fcommitted_index\x18\b \x02(\x03R\x0ecommittedIndex\x12%\n" +
-	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"\xba\x02\n" +
+	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"\xab\x04\n" +
 	"\x15AppendEntriesResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x02(\x03R\x04term\x12\x18\n" +
 	"\asuccess\x18\x02 \x02(\bR\asuccess\x12$\n" +
@@ -1040,12 +1144,18 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\x0egraft_features\x18\xe8\a \x01(\x04R\rgraftFeatures\x12%\n" +
 	"\x0egraft_group_id\x18\xe9\a \x01(\x04R\fgraftGroupId\x12/\n" +
 	"\x13graft_conflict_term\x18\xea\a \x01(\x03R\x11graftConflictTerm\x121\n" +
-	"\x14graft_conflict_index\x18\xeb\a \x01(\x03R\x12graftConflictIndex\"\x9f\x01\n" +
+	"\x14graft_conflict_index\x18\xeb\a \x01(\x03R\x12graftConflictIndex\x12/\n" +
+	"\x13graft_applied_index\x18\xec\a \x01(\x03R\x11graftAppliedIndex\x12-\n" +
+	"\x12graft_stored_index\x18\xed\a \x01(\x03R\x10graftStoredIndex\x12-\n" +
+	"\x12graft_install_done\x18\xee\a \x01(\x03R\x10graftInstallDone\x12/\n" +
+	"\x13graft_install_total\x18\xef\a \x01(\x03R\x11graftInstallTotal\x12/\n" +
+	"\x13graft_install_loads\x18\xf0\a \x01(\bR\x11graftInstallLoads\"\xca\x01\n" +
 	"\fSnapshotMeta\x12.\n" +
 	"\x13last_included_index\x18\x01 \x02(\x03R\x11lastIncludedIndex\x12,\n" +
 	"\x12last_included_term\x18\x02 \x02(\x03R\x10lastIncludedTerm\x12\x14\n" +
 	"\x05peers\x18\x03 \x03(\tR\x05peers\x12\x1b\n" +
-	"\told_peers\x18\x04 \x03(\tR\boldPeers\"\xdf\x01\n" +
+	"\told_peers\x18\x04 \x03(\tR\boldPeers\x12)\n" +
+	"\x10graft_conf_index\x18\xe8\a \x01(\x03R\x0egraftConfIndex\"\x87\x02\n" +
 	"\x16InstallSnapshotRequest\x12\x19\n" +
 	"\bgroup_id\x18\x01 \x02(\tR\agroupId\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x02(\tR\bserverId\x12\x17\n" +
@@ -1053,7 +1163,8 @@ const file_graft_raftpb_raft_proto_rawDesc = "" +
 	"\x04term\x18\x04 \x02(\x03R\x04term\x12'\n" +
 	"\x04meta\x18\x05 \x02(\v2\x13.braft.SnapshotMetaR\x04meta\x12\x10\n" +
 	"\x03uri\x18\x06 \x02(\tR\x03uri\x12%\n" +
-	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\"G\n" +
+	"\x0egraft_group_id\x18\xe8\a \x01(\x04R\fgraftGroupId\x12&\n" +
+	"\x0egraft_features\x18\xe9\a \x01(\x04R\rgraftFeatures\"G\n" +
 	"\x17InstallSnapshotResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x02(\x03R\x04term\x12\x18\n" +
 	"\asuccess\x18\x02 \x02(\bR\asuccess\"\xd6\x01\n" +

@@ -1,9 +1,8 @@
 package main
 
 import (
-	"bufio"
-	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,16 +12,19 @@ import (
 	"github.com/graft-raft/graft"
 )
 
-// How often an address that the table lacks is announced again, and how long an attempt may take.
+// How often an address that the table lacks is announced again, how long an attempt may take, and how many redirections it
+// follows.
 const (
 	announceMin     = 20 * time.Millisecond
 	announceMax     = time.Second
 	announceTimeout = 2 * time.Second
+	announceHops    = 3
 )
 
 // announcer brings this replica's redis address into the replicated table: the leader proposes its own, another
 // replica sends its own to the leader's redis port, again and again until the table has it. While the table has it
-// the announcer sleeps.
+// the announcer sleeps. A replica that is being added does so while it still catches up, so that clients find it as
+// soon as it counts, even if it leads then.
 //
 // Ownership: one goroutine, from start to close. wake may be called from anywhere.
 type announcer struct {
@@ -71,7 +73,7 @@ func (a *announcer) run() {
 			pause = announceMin
 		case <-retry.C:
 		}
-		if a.r.machine.redisAddr(raftKey(a.r.self)) == a.r.cfg.redis {
+		if a.r.machine.redisAddr(raftKey(a.r.self)) == a.r.cfg.redis || a.r.node.Status().Removed {
 			retry.Stop()
 			continue
 		}
@@ -92,11 +94,16 @@ func (a *announcer) attempt() {
 		return
 	}
 	to := a.r.machine.redisAddr(raftKey(leader))
-	if to == "" {
-		return
+	if to == "" { // this replica has yet to apply where the leader is; somebody else will know
+		to = a.r.machine.anyMember(raftKey(a.r.self))
 	}
-	if err := sendAnnouncement(to, raftKey(a.r.self), a.r.cfg.redis); err != nil {
+	for hops := 0; to != "" && hops < announceHops; hops++ {
+		err := sendAnnouncement(to, raftKey(a.r.self), a.r.cfg.redis)
+		if err == nil {
+			return
+		}
 		a.r.cfg.log.Debug("announcing the redis address", zap.String("to", to), zap.Error(err))
+		to = movedTo(err)
 	}
 }
 
@@ -107,29 +114,17 @@ func announceOp(raft, redis string) []byte {
 
 // sendAnnouncement says GRAFT ANNOUNCE to a leader's redis port.
 func sendAnnouncement(to, raft, redis string) error {
-	conn, err := net.DialTimeout("tcp", to, announceTimeout)
+	c, err := dialClient(to, announceTimeout)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(announceTimeout)); err != nil {
-		return err
-	}
-	if _, err := conn.Write(appendTexts(nil, "GRAFT", "ANNOUNCE", raft, redis)); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if !strings.HasPrefix(line, "+OK") {
-		return fmt.Errorf("answer is %q", strings.TrimSpace(line))
-	}
-	return nil
+	defer c.close()
+	_, err = c.do(announceTimeout, "GRAFT", "ANNOUNCE", raft, redis)
+	return err
 }
 
-// writeAnnounce is GRAFT ANNOUNCE <raft address> <redis address>. Only members of the group have a place in the
-// table, so it cannot grow without bound.
+// writeAnnounce is GRAFT ANNOUNCE <raft address> <redis address>. Only members of the group and those that are being
+// added have a place in the table, so it cannot grow without bound.
 func writeAnnounce(s *session, o *op, args [][]byte) *reply {
 	if !strings.EqualFold(string(args[1]), "announce") {
 		return errorReply("ERR unknown subcommand '" + string(args[1]) + "'. Try GRAFT ANNOUNCE.")
@@ -141,12 +136,18 @@ func writeAnnounce(s *session, o *op, args [][]byte) *reply {
 	if _, _, err := net.SplitHostPort(string(args[3])); err != nil || len(args[3]) > maxAddress {
 		return errorReply("ERR the redis address must be host:port")
 	}
-	if !s.r.node.Status().Conf.Contains(peer) {
+	if !mayAnnounce(s.r.node.Status(), peer) {
 		return errorReply("ERR " + peer.String() + " is not a member of the group")
 	}
 	o.code = opAnnounce
 	o.args = append(o.args, []byte(raftKey(peer)), args[3])
 	return nil
+}
+
+// mayAnnounce reports whether a peer is a member, or is being added.
+func mayAnnounce(st graft.Status, peer graft.PeerID) bool {
+	return st.Conf.Contains(peer) || st.OldConf.Contains(peer) ||
+		slices.ContainsFunc(st.Followers, func(f graft.FollowerStatus) bool { return f.CatchingUp && f.Peer.Same(peer) })
 }
 
 // maxAddress bounds an announced address: a host name's 255 bytes and a port.

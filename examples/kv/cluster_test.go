@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
@@ -19,7 +18,7 @@ import (
 func TestGoRedisClusterClient(t *testing.T) {
 	g := newTestGroup(t, 3, 3)
 	g.waitLeader()
-	c, ctx := g.clusterClient(), context.Background()
+	c, ctx := g.clusterClient(20), context.Background()
 
 	require.NoError(t, c.Set(ctx, "a", "1", 0).Err())
 	assert.Equal(t, "1", c.Get(ctx, "a").Val())
@@ -191,7 +190,7 @@ func TestWithoutALeaderTheClusterIsDown(t *testing.T) {
 
 func TestReplicasAgreeAfterTheLeaderWasStopped(t *testing.T) {
 	g := newTestGroup(t, 3, 3)
-	c, ctx := g.clusterClient(), context.Background()
+	c, ctx := g.clusterClient(20), context.Background()
 	old := g.waitLeader()
 	for i := range 300 {
 		require.NoError(t, c.Set(ctx, fmt.Sprintf("k%d", i%50), i, 0).Err())
@@ -224,17 +223,21 @@ func TestCloseHangsUpOnBusyClients(t *testing.T) {
 	done := make(chan struct{})
 	conn, err := net.Dial("tcp", g.cfgs[leader].redis)
 	require.NoError(t, err)
+	busy := make(chan struct{})
 	go func() { // sends, and never reads an answer
 		defer close(done)
 		defer conn.Close()
 		cmd := appendTexts(nil, "SET", "a", strings.Repeat("x", 1000))
-		for range 100_000 {
+		for n := range 100_000 {
+			if n == 200 {
+				close(busy)
+			}
 			if _, err := conn.Write(append(cmd, appendTexts(nil, "GET", "a")...)); err != nil {
 				return
 			}
 		}
 	}()
-	time.Sleep(50 * time.Millisecond)
+	<-busy
 	g.stop(leader)
 	<-done
 }

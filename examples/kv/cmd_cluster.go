@@ -30,15 +30,23 @@ type member struct {
 	match  int64 // what the leader knows it to have
 }
 
-// members lists the group's replicas, the leader first. led is false if no leader is known, or not its address.
+// members lists the replicas of the latest configuration that was committed here, learners included, the leader first.
+// led is false if no leader is known, or not its address.
 func (r *replica) members() (all []member, led bool, st graft.Status) {
 	st = r.node.Status()
-	redis := r.machine.redisAddrs()
+	conf, redis := r.machine.members()
+	if conf.Empty() { // nothing was committed here yet: what the group is started with
+		conf = st.Conf
+	}
+	peers := conf.Peers()
+	if !st.Leader.IsZero() && !conf.Contains(st.Leader) { // it was added, and this replica has yet to apply that
+		peers = append(peers, st.Leader)
+	}
 	match := make(map[string]int64)
 	for _, f := range st.Followers {
 		match[raftKey(f.Peer)] = f.Match
 	}
-	for _, p := range st.Conf.Peers() {
+	for _, p := range peers {
 		m := member{id: nodeID(p), raft: raftKey(p), leader: p.Same(st.Leader), self: p.Same(r.self), match: match[raftKey(p)]}
 		if host, port, err := net.SplitHostPort(redis[m.raft]); err == nil {
 			m.host = host
@@ -69,9 +77,13 @@ func portOf(addr string) int {
 // doCluster is CLUSTER with the subcommands that clients use.
 func doCluster(s *session, args [][]byte) *reply {
 	switch sub := strings.ToUpper(string(args[1])); {
-	case sub == "SLOTS" && len(args) == 2:
-		return rawReply(clusterSlots(s.r))
-	case sub == "SHARDS" && len(args) == 2:
+	case (sub == "SLOTS" || sub == "SHARDS") && len(args) == 2:
+		if refused := s.r.outside(); refused != nil {
+			return refused
+		}
+		if sub == "SLOTS" {
+			return rawReply(clusterSlots(s.r))
+		}
 		return rawReply(clusterShards(s.r, s.proto))
 	case sub == "NODES" && len(args) == 2:
 		return textReply(clusterNodes(s.r))
@@ -205,6 +217,9 @@ func doRole(s *session, _ [][]byte) *reply {
 	host, port, state := "", 0, "connect"
 	if led {
 		host, port, state = all[0].host, all[0].port, "connected"
+		if s.r.membership(st) == isWaiting { // it is being added
+			state = "sync"
+		}
 	}
 	b := redcon.AppendArray(nil, 5)
 	b = redcon.AppendBulkString(b, "slave")

@@ -140,7 +140,7 @@ type infoSection struct {
 }
 
 var infoSections = []infoSection{
-	{"Server", infoServer}, {"Clients", infoClients}, {"Raft", infoRaft}, {"Cluster", infoCluster}, {"Keyspace", infoKeyspace},
+	{"Server", infoServer}, {"Clients", infoClients}, {"Persistence", infoPersistence}, {"Raft", infoRaft}, {"Cluster", infoCluster}, {"Keyspace", infoKeyspace},
 }
 
 // doInfo is INFO [section …].
@@ -188,15 +188,37 @@ func infoClients(r *replica) string {
 func infoRaft(r *replica) string {
 	st := r.node.Status()
 	applied, digest, _ := r.machine.digest()
-	text := infoLines("raft_self", raftKey(r.self), "raft_group", r.cfg.group, "raft_role", st.Role, "raft_term", st.Term,
-		"raft_leader", st.Leader.Address, "raft_commit_index", st.CommitIndex, "raft_applied_index", applied,
-		"raft_first_index", st.FirstIndex, "raft_last_index", st.LastIndex, "raft_peers", raftKeys(st.Conf.Voters()),
-		"raft_learners", raftKeys(st.Conf.Learners()), "raft_stage", st.Stage,
+	text := infoLines("raft_self", raftKey(r.self), "raft_group", r.cfg.group, "raft_membership", r.membership(st),
+		"raft_role", st.Role, "raft_term", st.Term, "raft_leader", st.Leader.Address,
+		"raft_commit_index", st.CommitIndex, "raft_applied_index", applied,
+		"raft_first_index", st.FirstIndex, "raft_last_index", st.LastIndex, "raft_conf_index", st.ConfIndex,
+		"raft_peers", raftKeys(st.Conf.Voters()), "raft_learners", raftKeys(st.Conf.Learners()),
+		"raft_old_peers", raftKeys(st.OldConf.Voters()), "raft_stage", st.Stage, "raft_awaited", raftKeys(st.Awaited),
 		"raft_state_digest", fmt.Sprintf("%016x", digest), "raft_waiting", boolReply(st.Waiting).n)
+	text += snapshotLines(st.Snapshot)
+	if c := st.Change; c != nil {
+		text += infoLines("raft_change_from", c.From, "raft_change_to", c.To, "raft_change_ms", c.Elapsed.Milliseconds())
+	}
+	if !st.Transferring.IsZero() {
+		text += infoLines("raft_transferring", raftKey(st.Transferring))
+	}
+	for i, f := range st.Followers {
+		text += infoLines(fmt.Sprintf("raft_follower%d", i), followerLine(f))
+	}
 	if st.Err != nil {
-		text += infoLines("raft_error", strings.ReplaceAll(st.Err.Error(), "\n", "; "))
+		text += infoLines("raft_error", oneLine(st.Err))
 	}
 	return text
+}
+
+// followerLine is what a leader knows of a peer, in the manner of Redis's slave0.
+func followerLine(f graft.FollowerStatus) string {
+	line := fmt.Sprintf("peer=%s,state=%s,match=%d,lag=%d,rate=%.0f,remaining_ms=%d,silent_ms=%d,catching_up=%d,leaving=%d", raftKey(f.Peer), f.State,
+		f.Match, f.Lag, f.Rate, f.Remaining.Milliseconds(), f.Silent.Milliseconds(), boolReply(f.CatchingUp).n, boolReply(f.Leaving).n)
+	if f.SnapshotIndex != 0 {
+		line += fmt.Sprintf(",snapshot_index=%d,snapshot_done=%d,snapshot_total=%d", f.SnapshotIndex, f.SnapshotDone, f.SnapshotTotal)
+	}
+	return line
 }
 
 func raftKeys(peers []graft.PeerID) string {

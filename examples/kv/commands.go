@@ -1,6 +1,6 @@
 package main
 
-// command is one entry of the command table. Exactly one of local, read and write is set.
+// command is one entry of the command table. Exactly one of local, later, read and write is set.
 type command struct {
 	name    string
 	arity   int // with the name itself; negative: at least so many
@@ -12,6 +12,8 @@ type command struct {
 
 	// local answers from what this process knows, at once.
 	local func(s *session, args [][]byte) *reply
+	// later answers once, whenever it likes. The arguments must not be used after it returned.
+	later func(s *session, args [][]byte, answer func(*reply))
 	// read returns the query that answers once the read is known to be linearizable, or why there is none. The
 	// arguments must not be used after it returned.
 	read func(args [][]byte) (query func(*keyspace) *reply, refused *reply)
@@ -26,7 +28,7 @@ var commandList []*command
 var commands = make(map[string]*command)
 
 func init() { // not an initialiser, since COMMAND refers to the table that it is in
-	for _, list := range [][]*command{keyReads, keyWrites, connectionCommands, serverCommands, clusterCommands} {
+	for _, list := range [][]*command{keyReads, keyWrites, connectionCommands, serverCommands, clusterCommands, raftCommands, saveCommands} {
 		commandList = append(commandList, list...)
 	}
 	for _, cmd := range commandList {
@@ -77,6 +79,8 @@ func (c *command) flags() []string {
 		return []string{"write", "denyoom"}
 	case c.read != nil:
 		return []string{"readonly"}
+	case c.later != nil:
+		return []string{"admin", "stale", "blocking"}
 	}
 	return []string{"loading", "stale", "fast"}
 }

@@ -58,7 +58,7 @@ func demo(ctx context.Context, stdout io.Writer) (err error) {
 	for i, a := range demoAddresses {
 		r, err := startReplica(replicaConfig{
 			raft: a.raft, redis: a.redis, dir: filepath.Join(dir, strconv.Itoa(i+1)), group: "kv",
-			peers: peers, electionTimeout: time.Second, log: log,
+			peers: peers, electionTimeout: time.Second, snapshots: defaultSnapshots, log: log,
 			onLeader: func(term int64) {
 				out.printf("term %d: %s leads, redis-cli -p %d\n", term, a.raft, portOf(a.redis))
 			},

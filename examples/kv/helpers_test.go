@@ -7,7 +7,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,9 +23,20 @@ import (
 	"github.com/graft-raft/graft"
 )
 
+// buildDir is where builtOnce puts the program.
+var buildDir string
+
 func TestMain(m *testing.M) {
 	redis.SetLogger(silent{})
-	goleak.VerifyTestMain(m)
+	dir, err := os.MkdirTemp("", "kv-test-")
+	if err != nil {
+		panic(err)
+	}
+	buildDir = dir
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
 
 // silent keeps go-redis from reporting that replicas are down, which the tests see to.
@@ -31,24 +44,21 @@ type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
 
-// freeAddresses returns loopback addresses that nobody listens on, outside the range that the kernel takes for outgoing
-// connections, so that they are still free when a replica is started again.
-func freeAddresses(t *testing.T, n int) (addrs []string) {
+// freeAddresses returns loopback addresses that nobody listens on.
+func freeAddresses(t *testing.T, n int) []string {
 	t.Helper()
-	for range 10_000 {
-		if len(addrs) == n {
-			return addrs
-		}
-		addr := "127.0.0.1:" + strconv.Itoa(15_000+rand.IntN(17_000))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		defer l.Close() // until all are found, so that none is found twice
-		addrs = append(addrs, addr)
+	addrs, err := freeLoopback("127.0.0.1", n)
+	require.NoError(t, err)
+	return addrs
+}
+
+// ownHost is a loopback host that no other test has, where there is more than one. So nobody takes the addresses of replicas
+// that are down for a while.
+func ownHost() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
 	}
-	t.Fatal("no free ports")
-	return nil
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 }
 
 // testGroup is a group of replicas in this process.
@@ -131,25 +141,29 @@ func (g *testGroup) waitLeader() (leader int) {
 }
 
 // clusterClient is a go-redis client that knows all replicas.
-func (g *testGroup) clusterClient() *redis.ClusterClient {
+func (g *testGroup) clusterClient(redirects int) *redis.ClusterClient {
 	var addrs []string
 	for _, cfg := range g.cfgs {
 		addrs = append(addrs, cfg.redis)
 	}
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs, MaxRedirects: 20, MaxRetryBackoff: 100 * time.Millisecond})
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs, MaxRedirects: redirects, MaxRetryBackoff: 100 * time.Millisecond})
 	g.t.Cleanup(func() { c.Close() })
 	return c
 }
 
 // waitFor polls until ok, for half a minute.
-func waitFor(t *testing.T, what string, ok func() bool) {
+func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
+	again, over := time.NewTicker(5*time.Millisecond), time.NewTimer(30*time.Second)
+	defer again.Stop()
+	defer over.Stop()
+	for !ok() {
+		select {
+		case <-again.C:
+		case <-over.C:
+			t.Fatalf("still not: %s", what)
 		}
 	}
-	t.Fatalf("still not: %s", what)
 }
 
 // rawConn speaks the protocol byte by byte.
@@ -242,11 +256,5 @@ func infoRaftOf(ctx context.Context, c *redis.Client) (map[string]string, error)
 	if err != nil {
 		return nil, err
 	}
-	info := make(map[string]string)
-	for line := range strings.Lines(text) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-			info[k] = v
-		}
-	}
-	return info, nil
+	return parseInfo(text), nil
 }

@@ -13,23 +13,29 @@ const (
 	maxValue = 16 << 20
 )
 
-// scanBuckets is how many parts the keys are spread over. A SCAN cursor names a part.
-const scanBuckets = 1 << 12
+// scanBuckets is how many parts the keys are spread over. A SCAN cursor names a part, and a part is what is copied when
+// it is written to while a snapshot needs it.
+const scanBuckets = 1 << 14
 
 // keyspace is the data: keys and their values.
 //
 // A value's bytes never change once they are stored: SET puts others in their place, APPEND writes
 // behind them at most. So a slice that was read stays valid without a lock.
 //
-// Invariants: size is the number of keys; digest is the sum of all entries' hashes, so it depends on
-// what is stored and not on how it came there.
+// Invariants: size is the number of keys, bytes what they and their values come to; digest is the sum of all entries'
+// hashes, so it depends on what is stored and not on how it came there. What the view needs is not written to.
 //
 // Ownership: the machine's; it has no lock of its own.
 type keyspace struct {
-	buckets [scanBuckets]map[string]*item
+	buckets [scanBuckets]bucket
 	size    int
+	bytes   int64
 	digest  uint64
+	view    *view // nil: nobody needs the keys as they were
 }
+
+// bucket is the keys of one part.
+type bucket map[string]*item
 
 // item is one stored value.
 type item struct {
@@ -38,7 +44,7 @@ type item struct {
 }
 
 // bucketOf spreads keys over the buckets, in the same way on every replica.
-func bucketOf(key []byte) int { return int(hash64(key, nil) >> 52 % scanBuckets) }
+func bucketOf(key []byte) int { return int(hash64(key, nil) >> 50 % scanBuckets) }
 
 func (k *keyspace) find(key []byte) *item { return k.buckets[bucketOf(key)][string(key)] }
 
@@ -52,16 +58,15 @@ func (k *keyspace) get(key []byte) (value []byte, ok bool) {
 
 // set stores value, which belongs to the keyspace from then on.
 func (k *keyspace) set(key, value []byte) {
-	b := bucketOf(key)
-	it := k.buckets[b][string(key)]
+	b := k.writable(bucketOf(key))
+	it := b[string(key)]
 	if it == nil {
-		if k.buckets[b] == nil {
-			k.buckets[b] = make(map[string]*item)
-		}
 		it = new(item)
-		k.buckets[b][string(key)] = it
+		b[string(key)] = it
 		k.size++
+		k.bytes += int64(len(key))
 	}
+	k.bytes += int64(len(value) - len(it.value))
 	k.digest -= it.hash
 	it.value, it.hash = value, hash64(key, value)
 	k.digest += it.hash
@@ -69,18 +74,58 @@ func (k *keyspace) set(key, value []byte) {
 
 // del removes a key and reports whether it was there.
 func (k *keyspace) del(key []byte) bool {
-	b := bucketOf(key)
-	it := k.buckets[b][string(key)]
+	it := k.find(key)
 	if it == nil {
 		return false
 	}
-	delete(k.buckets[b], string(key))
+	delete(k.writable(bucketOf(key)), string(key))
 	k.size--
+	k.bytes -= int64(len(key) + len(it.value))
 	k.digest -= it.hash
 	return true
 }
 
-// clear removes everything.
+// writable returns a bucket for writing to. One that the view still needs is left to it, and a copy takes its place; the values'
+// bytes are shared.
+func (k *keyspace) writable(n int) bucket {
+	b := k.buckets[n]
+	switch {
+	case b == nil:
+		b = make(bucket)
+	case k.view != nil && k.view.needs(n):
+		b = b.clone()
+	default:
+		return b
+	}
+	k.buckets[n] = b
+	if k.view != nil {
+		k.view.replaced[n] = true
+	}
+	return b
+}
+
+// insert stores what is not there yet, in the bucket that is the key's, and returns its hash. The sums are left to
+// the caller, so that several buckets can be filled at a time.
+func (k *keyspace) insert(b int, key, value []byte) (hash uint64) {
+	if k.buckets[b] == nil {
+		k.buckets[b] = make(bucket)
+	}
+	it := &item{value, hash64(key, value)}
+	k.buckets[b][string(key)] = it
+	return it.hash
+}
+
+func (b bucket) clone() bucket {
+	c, items, i := make(bucket, len(b)), make([]item, len(b)), 0
+	for key, it := range b {
+		items[i] = *it
+		c[key] = &items[i]
+		i++
+	}
+	return c
+}
+
+// clear removes everything. A view keeps what it has.
 func (k *keyspace) clear() { *k = keyspace{} }
 
 // incr adds delta to the integer that is stored, 0 if there is none.

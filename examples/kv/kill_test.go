@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,16 +28,6 @@ const (
 	killsByDefault = 10
 )
 
-// kills is how often the test kills: GRAFT_KILLS, or a few.
-func kills(t *testing.T) int {
-	n, err := strconv.Atoi(os.Getenv("GRAFT_KILLS"))
-	if os.Getenv("GRAFT_KILLS") == "" {
-		return killsByDefault
-	}
-	require.NoError(t, err, "GRAFT_KILLS")
-	return n
-}
-
 // Real processes are killed with kill -9 under load, again and again, one at a time and all at once. Meanwhile and
 // afterwards no acknowledged write may be missing, what the clients saw must be linearizable, new writes must be
 // accepted soon, and in the end all replicas must hold the same.
@@ -48,11 +37,11 @@ func TestKilledReplicasLoseNothing(t *testing.T) {
 		p.start()
 	}
 	waitFor(t, "a leader", func() bool { return leaderOf(procs) != nil })
-	l := startLoad(t, procs)
+	l := startLoad(t, procs, killClients)
 	var after, afterLeader, afterAll []time.Duration
-	total := kills(t)
+	total := fromEnv(t, "GRAFT_KILLS", killsByDefault)
 	for i := range total {
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+		<-time.After(time.Duration(rand.IntN(300)) * time.Millisecond) // the load goes on for a while
 		victim := procs[rand.IntN(len(procs))]
 		leader := leaderOf(procs)
 		if leader != nil && i%4 < 3 {
@@ -65,7 +54,7 @@ func TestKilledReplicasLoseNothing(t *testing.T) {
 		} else {
 			after = append(after, took)
 		}
-		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+		<-time.After(time.Duration(rand.IntN(200)) * time.Millisecond) // and without the victim
 		victim.start()
 		waitCaughtUp(t, procs)
 		if i == total/2 || i == total-1 {
@@ -81,7 +70,7 @@ func TestKilledReplicasLoseNothing(t *testing.T) {
 	}
 	assert.Less(t, median(afterLeader), 300*time.Millisecond, "new writes after the leader was killed: its broken connection tells")
 	assert.GreaterOrEqual(t, len(afterLeader), total/2, "killed leaders")
-	l.verify(total)
+	l.verify(100*total, 25*total)
 	waitCaughtUp(t, procs)
 	sameEverywhere(t, procs)
 }
@@ -103,7 +92,7 @@ func killAll(t *testing.T, procs []*process, l *load) time.Duration {
 }
 
 // waitCaughtUp waits until every replica has what the leader had committed when it was asked.
-func waitCaughtUp(t *testing.T, procs []*process) {
+func waitCaughtUp(t testing.TB, procs []*process) {
 	t.Helper()
 	var want int64
 	waitFor(t, "a leader", func() bool {
@@ -122,7 +111,7 @@ func waitCaughtUp(t *testing.T, procs []*process) {
 }
 
 // sameEverywhere waits until all replicas have applied the same index, and compares their digests.
-func sameEverywhere(t *testing.T, procs []*process) {
+func sameEverywhere(t testing.TB, procs []*process) {
 	t.Helper()
 	var infos []map[string]string
 	waitFor(t, "all replicas at one index", func() bool {
@@ -130,8 +119,9 @@ func sameEverywhere(t *testing.T, procs []*process) {
 		for _, p := range procs {
 			infos = append(infos, p.info())
 		}
-		return infos[0] != nil && infos[0]["raft_applied_index"] == infos[1]["raft_applied_index"] &&
-			infos[0]["raft_applied_index"] == infos[2]["raft_applied_index"]
+		return infos[0] != nil && !slices.ContainsFunc(infos, func(info map[string]string) bool {
+			return info["raft_applied_index"] != infos[0]["raft_applied_index"]
+		})
 	})
 	for _, info := range infos {
 		assert.Len(t, info["raft_state_digest"], 16)
@@ -160,30 +150,48 @@ type load struct {
 	procs []*process
 	h     *history
 	done  chan struct{}
+	once  sync.Once // of closing done
 	wg    sync.WaitGroup
 	moved atomic.Int64
 	probe int
+
+	seed     uint64        // of what the clients do
+	patience time.Duration // how long a client waits for an answer
+	readers  bool          // every other client reads from a random replica, which need not lead
+	diskFull bool          // an answer may be that there is no space
 
 	mu    sync.Mutex
 	audit map[string]string // writes of keys that are written once, and were acknowledged
 }
 
-func startLoad(t *testing.T, procs []*process) *load {
-	l := &load{t: t, procs: procs, h: &history{start: time.Now()}, done: make(chan struct{}), audit: make(map[string]string)}
-	for id := range killClients {
-		l.wg.Go(func() { l.client(id) })
+func newLoad(t *testing.T, procs []*process) *load {
+	return &load{
+		t: t, procs: procs, h: &history{start: time.Now()}, done: make(chan struct{}), audit: make(map[string]string),
+		seed: rand.Uint64(), patience: 5 * time.Second,
 	}
+}
+
+func startLoad(t *testing.T, procs []*process, clients int) *load {
+	l := newLoad(t, procs)
+	l.begin(clients)
 	return l
 }
 
+func (l *load) begin(clients int) {
+	l.t.Cleanup(l.stop) // if the test ends early
+	for id := range clients {
+		l.wg.Go(func() { l.client(id) })
+	}
+}
+
 func (l *load) stop() {
-	close(l.done)
+	l.once.Do(func() { close(l.done) })
 	l.wg.Wait()
 }
 
 // client does one operation after another, until the load is stopped.
 func (l *load) client(id int) {
-	rng := rand.New(rand.NewPCG(rand.Uint64(), uint64(id)))
+	rng := rand.New(rand.NewPCG(l.seed, uint64(id)))
 	at := l.procs[id%len(l.procs)]
 	seen := make(map[string]string) // the last value read of a key
 	for n := 0; ; n++ {
@@ -208,14 +216,19 @@ func (l *load) client(id int) {
 			op = storeOp{kind: "cas", key: key, value: value, old: seen[key]}
 		}
 		call := l.h.now()
-		res, out, next := l.do(at, op)
+		var res storeResult
+		var out outcome
+		if op.kind == "get" && l.readers && id%2 == 0 {
+			res, out = l.readAt(l.procs[rng.IntN(len(l.procs))], op)
+		} else {
+			res, out, at = l.do(at, op)
+		}
 		if out != outNothing {
 			l.h.add(id, op, call, res)
 		}
 		if out == outDone && op.kind == "get" {
 			seen[key] = res.value
 		}
-		at = next
 	}
 }
 
@@ -241,15 +254,12 @@ const (
 
 // do sends an operation to a replica, once. next is whom to ask from now on.
 func (l *load) do(at *process, op storeOp) (res storeResult, out outcome, next *process) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), l.patience)
 	defer cancel()
 	var err error
 	switch op.kind {
 	case "get":
-		res.value, err = at.client.Get(ctx, op.key).Result()
-		if errors.Is(err, redis.Nil) {
-			err = nil
-		}
+		res.value, err = getFrom(ctx, at.client, op.key)
 	case "set":
 		err = at.client.Set(ctx, op.key, op.value, 0).Err()
 	case "append":
@@ -260,6 +270,26 @@ func (l *load) do(at *process, op storeOp) (res storeResult, out outcome, next *
 	out, next = l.judge(err, at)
 	res.unknown = out == outUnknown
 	return res, out, next
+}
+
+// readAt reads from a replica that need not lead.
+func (l *load) readAt(at *process, op storeOp) (res storeResult, out outcome) {
+	ctx, cancel := context.WithTimeout(context.Background(), l.patience)
+	defer cancel()
+	var err error
+	res.value, err = getFrom(ctx, at.reader, op.key)
+	out, _ = l.judge(err, at)
+	res.unknown = out == outUnknown
+	return res, out
+}
+
+// getFrom reads a key: "" if there is none.
+func getFrom(ctx context.Context, c *redis.Client, key string) (string, error) {
+	value, err := c.Get(ctx, key).Result()
+	if errors.Is(err, redis.Nil) {
+		return "", nil
+	}
+	return value, err
 }
 
 // judge says what an error means, and whom to ask next.
@@ -283,7 +313,7 @@ func (l *load) judge(err error, at *process) (out outcome, next *process) {
 				}
 			}
 			l.t.Errorf("redirected to %s, which is nobody's", addr)
-		} else if !strings.HasPrefix(text, "CLUSTERDOWN ") && !strings.HasPrefix(text, "BUSY ") {
+		} else if !l.mayRefuse(text) {
 			l.t.Errorf("unexpected answer: %s", text)
 		}
 		return outNothing, elsewhere
@@ -291,6 +321,35 @@ func (l *load) judge(err error, at *process) (out outcome, next *process) {
 		return outNothing, elsewhere
 	}
 	return outUnknown, elsewhere
+}
+
+// mayRefuse reports whether a replica may answer so to a command that it did not carry out.
+func (l *load) mayRefuse(text string) bool {
+	return strings.HasPrefix(text, "CLUSTERDOWN ") || strings.HasPrefix(text, "BUSY ") ||
+		l.diskFull && strings.HasPrefix(text, "ERR nothing was done: ")
+}
+
+// preload writes keys that nobody else writes, to the leader.
+func (l *load) preload(n int) {
+	l.t.Helper()
+	leader, _ := atRest(l.t, l.procs, changeLimit)
+	c, err := dialClient(leader.redis, time.Second)
+	require.NoError(l.t, err)
+	defer c.close()
+	for from := 0; from < n; from += 500 {
+		var commands [][]string
+		for i := from; i < min(from+500, n); i++ {
+			commands = append(commands, []string{"SET", fmt.Sprintf("preload-%d", i), fmt.Sprintf("%0100d", i)})
+		}
+		answers, err := c.doMany(30*time.Second, commands...)
+		require.NoError(l.t, err)
+		l.mu.Lock()
+		for i, a := range answers {
+			require.Equal(l.t, "OK", a)
+			l.audit[commands[i][1]] = commands[i][2]
+		}
+		l.mu.Unlock()
+	}
 }
 
 // newWrite returns how long it takes from now until a write that begins now or later is acknowledged.
@@ -315,24 +374,19 @@ func (l *load) newWrite() time.Duration {
 	return 0
 }
 
-// verify checks the histories, and that what was acknowledged is there in the end.
-func (l *load) verify(kills int) {
-	t, ctx := l.t, context.Background()
+// verify checks the histories, and that what was acknowledged is there in the end. There must have been enough
+// operations, and writes to audit, to mean anything.
+func (l *load) verify(operations, writes int) {
+	t := l.t
 	known, unknown := l.h.counts()
 	t.Logf("%d operations succeeded and %d have an unknown outcome, in %v; %d keys written once; %d redirections",
 		known, unknown, time.Since(l.h.start).Round(time.Second), len(l.audit), l.moved.Load())
-	assert.Greater(t, known, 100*kills, "operations: too few to mean anything")
-	assert.Greater(t, len(l.audit), 25*kills, "writes to audit: too few to mean anything")
-	stored := l.scan(ctx)
-	missing := 0
-	for key, value := range l.audit {
-		if stored[key] != value {
-			if missing++; missing <= 10 {
-				t.Errorf("acknowledged write is lost: %s is %q, want %q", key, stored[key], value)
-			}
-		}
-	}
-	assert.Zero(t, missing, "acknowledged writes are lost")
+	assert.Greater(t, known, operations, "operations: too few to mean anything")
+	assert.Greater(t, len(l.audit), writes, "writes to audit: too few to mean anything")
+	var leader *process
+	waitFor(t, "a leader", func() bool { leader = leaderOf(l.procs); return leader != nil })
+	stored := scan(t, leader.client)
+	l.audited(leader, stored)
 	end := l.h.now()
 	keys := make(map[string]bool)
 	for _, op := range l.h.ops {
@@ -344,18 +398,30 @@ func (l *load) verify(kills int) {
 	l.h.check(t)
 }
 
-// scan reads the whole store from the leader.
-func (l *load) scan(ctx context.Context) map[string]string {
-	t := l.t
-	leader := leaderOf(l.procs)
-	require.NotNil(t, leader)
+// audited checks that what was acknowledged is in what a replica has stored.
+func (l *load) audited(p *process, stored map[string]string) {
+	missing := 0
+	for key, value := range l.audit {
+		if stored[key] != value {
+			if missing++; missing <= 10 {
+				l.t.Errorf("acknowledged write is lost: %s is %q on %s, want %q", key, stored[key], p.raft, value)
+			}
+		}
+	}
+	assert.Zero(l.t, missing, "acknowledged writes are lost")
+}
+
+// scan reads the whole store of a replica: of the leader, or of any if the client has said READONLY.
+func scan(t *testing.T, c *redis.Client) map[string]string {
+	t.Helper()
+	ctx := context.Background()
 	stored := make(map[string]string)
 	var cursor uint64
 	for {
-		keys, next, err := leader.client.Scan(ctx, cursor, "", 1000).Result()
+		keys, next, err := c.Scan(ctx, cursor, "", 1000).Result()
 		require.NoError(t, err)
 		if len(keys) > 0 {
-			values, err := leader.client.MGet(ctx, keys...).Result()
+			values, err := c.MGet(ctx, keys...).Result()
 			require.NoError(t, err)
 			for i, key := range keys {
 				stored[key], _ = values[i].(string)

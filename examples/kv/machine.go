@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // machine is the state machine that the group replicates: the keys, and a table that says at which address
-// each replica speaks Redis.
+// each replica speaks Redis. Replicas that have left the group are dropped from the table.
 //
 // Invariant: index, the keys and their digest change together, under mu; equal indexes have equal
 // digests on all replicas.
@@ -21,20 +22,27 @@ import (
 // proposer is answered, for answering may run reads that wait for it.
 type machine struct {
 	graft.BaseStateMachine
+	self     graft.PeerID
 	log      *zap.Logger
 	changed  func()           // called when leader or table have changed; must not block
 	onLeader func(term int64) // called when this replica begins to lead; may be nil
+	onFreeze func()           // called when a snapshot's state is frozen; must not block; may be nil
 
 	mu    sync.RWMutex
 	keys  keyspace
-	index int64             // of the last entry applied
-	redis map[string]string // raft address → redis address
+	index int64               // of the last entry applied
+	redis map[string]string   // raft address → redis address
+	conf  graft.Configuration // the latest that was committed; empty: none yet
 
-	scratch op // the node's goroutine's own
+	savedAt []savedAt // of the latest snapshots, the newest last; mu guards it too
+
+	saves   sync.WaitGroup // goroutines that write a snapshot
+	left    atomic.Bool    // this replica was a member, and by conf is none any more; the node's goroutine sets it
+	scratch op             // the node's goroutine's own
 }
 
-func newMachine(log *zap.Logger, changed func()) *machine {
-	return &machine{log: log, changed: changed, redis: make(map[string]string)}
+func newMachine(self graft.PeerID, log *zap.Logger, changed func()) *machine {
+	return &machine{self: self, log: log, changed: changed, redis: make(map[string]string)}
 }
 
 // OnApply applies committed writes. One that cannot be understood stops the replica: to skip it would make it
@@ -52,13 +60,32 @@ func (m *machine) OnApply(it *graft.Iterator) {
 	}
 }
 
-// OnConfigurationCommitted keeps the index up to date over entries that are not the store's.
+// OnConfigurationCommitted keeps the members up to date, and the index over entries that are not the store's.
 func (m *machine) OnConfigurationCommitted(conf graft.Configuration, index int64) {
+	members := make(map[string]bool)
+	for _, p := range conf.Peers() {
+		members[raftKey(p)] = true
+	}
 	m.mu.Lock()
 	m.index = max(m.index, index)
+	left := m.adopt(conf)
+	maps.DeleteFunc(m.redis, func(raft, _ string) bool { return !members[raft] })
 	m.mu.Unlock()
 	m.log.Info("configuration", zap.Stringer("conf", conf), zap.Int64("index", index))
+	if left {
+		m.log.Warn("this replica is no member of the group any more; it sends clients to the others", zap.Int64("index", index))
+	}
 	m.changed()
+}
+
+// adopt takes over a configuration that was committed, with mu held, and reports whether this replica has left by it.
+func (m *machine) adopt(conf graft.Configuration) (left bool) {
+	left = m.conf.Contains(m.self) && !conf.Contains(m.self)
+	m.conf = conf
+	if left || conf.Contains(m.self) {
+		m.left.Store(left)
+	}
+	return left
 }
 
 // OnLeaderStart has the replica's redis address proposed, if the table lacks it.
@@ -164,9 +191,9 @@ func (m *machine) redisAddr(raft string) string {
 	return m.redis[raft]
 }
 
-// redisAddrs returns the whole table.
-func (m *machine) redisAddrs() map[string]string {
+// members returns the latest configuration that was committed, and the whole table.
+func (m *machine) members() (conf graft.Configuration, redis map[string]string) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return maps.Clone(m.redis)
+	return m.conf, maps.Clone(m.redis)
 }

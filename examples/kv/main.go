@@ -2,6 +2,7 @@
 //
 //	kv                 three replicas in this process, on a temporary directory, to try it out
 //	kv serve -raft …   one replica
+//	kv tour            a group changes its members while clients write to it
 //
 // A write is an entry of the Raft log; it is answered once a majority has it on disk. Reads are linearizable. As in a
 // Redis cluster, a replica that does not lead sends clients to the one that does (MOVED); after READONLY it serves
@@ -51,12 +52,25 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		return serve(ctx, cfg)
+	case args[0] == "tour":
+		o, err := parseTour(args[1:], stderr)
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		binary, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		return runTour(ctx, o, binary, stdout)
 	case args[0] == "help", args[0] == "-h", args[0] == "-help", args[0] == "--help":
 		fmt.Fprintln(stderr, "usage: kv                 three replicas in one process, to try it out")
 		fmt.Fprintln(stderr, "       kv serve [flags]   one replica; see kv serve -h")
+		fmt.Fprintln(stderr, "       kv tour [flags]    a group changes its members while clients write to it; see kv tour -h")
 		return nil
 	}
-	return fmt.Errorf("unknown command %q: say kv, or kv serve -h", args[0])
+	return fmt.Errorf("unknown command %q: say kv, kv serve -h or kv tour -h", args[0])
 }
 
 // oneLine is an error on one line, however many were joined.

@@ -15,14 +15,26 @@ import (
 // replicaConfig says what a replica is.
 type replicaConfig struct {
 	raft            string // the address that the other replicas reach it at
+	listen          string // where to bind for them; empty: there
 	redis           string // the address that clients reach it at
 	dir             string
 	group           string
 	peers           graft.Configuration // empty: wait to be added
 	electionTimeout time.Duration
+	snapshots       snapshotConfig
 	tls             *tls.Config
 	log             *zap.Logger
 	onLeader        func(term int64) // called when it begins to lead; may be nil
+}
+
+// snapshotConfig says when snapshots are saved and what they may cost. As with graft.NodeOptions zero is the library's default, and
+// negative is never or none.
+type snapshotConfig struct {
+	interval time.Duration
+	entries  int64
+	bytes    int64
+	margin   int
+	rate     int64 // bytes per second, in each direction; 0: no bound
 }
 
 // replica is one member of the group: the Raft node with its state machine, the Redis port, and the announcer
@@ -37,6 +49,7 @@ type replica struct {
 	machine  *machine
 	server   *server
 	announce *announcer
+	saves    saveWaiters
 	started  time.Time
 }
 
@@ -62,17 +75,27 @@ func (r *replica) start() (err error) {
 		r.cfg.redis = listener.Addr().String()
 	}
 	r.announce = newAnnouncer(r)
-	r.machine = newMachine(r.cfg.log, r.announce.wake)
+	r.machine = newMachine(r.self, r.cfg.log, r.announce.wake)
 	r.machine.onLeader = r.cfg.onLeader
-	r.host, err = graft.NewHost(graft.HostOptions{Address: r.cfg.raft, Dir: r.cfg.dir, TLS: r.cfg.tls, Logger: r.cfg.log})
-	if err != nil {
-		return err
-	}
-	r.node, err = r.host.StartNode(r.cfg.group, graft.NodeOptions{
-		StateMachine: r.machine, InitialConf: r.cfg.peers, ElectionTimeout: r.cfg.electionTimeout,
+	r.machine.onFreeze = r.saves.begun
+	r.host, err = graft.NewHost(graft.HostOptions{
+		Address: r.cfg.raft, Listen: r.cfg.listen, Dir: r.cfg.dir, TLS: r.cfg.tls, Logger: r.cfg.log,
+		SnapshotThrottle: graft.SnapshotThrottle{SendRate: r.cfg.snapshots.rate, ReceiveRate: r.cfg.snapshots.rate},
 	})
 	if err != nil {
 		return err
+	}
+	snap := r.cfg.snapshots
+	r.node, err = r.host.StartNode(r.cfg.group, graft.NodeOptions{
+		StateMachine: r.machine, InitialConf: r.cfg.peers, ElectionTimeout: r.cfg.electionTimeout,
+		SnapshotInterval: snap.interval, SnapshotEntries: snap.entries, SnapshotBytes: snap.bytes, SnapshotMargin: snap.margin,
+	})
+	if err != nil {
+		return err
+	}
+	if r.node.Status().Conf.Empty() {
+		r.cfg.log.Info("this replica is no member of a group yet: it waits to be added, by graftctl or by RAFT ADD on the leader's redis port",
+			zap.Stringer("peer", r.self))
 	}
 	r.server.start()
 	r.announce.start()
@@ -87,10 +110,14 @@ func (r *replica) Close() error {
 	if r.announce != nil {
 		r.announce.close()
 	}
+	var err error
 	if r.host != nil {
-		return r.host.Close()
+		err = r.host.Close()
 	}
-	return nil
+	if r.machine != nil {
+		r.machine.saves.Wait() // the host has taken away what they write to
+	}
+	return err
 }
 
 // propose proposes a write; done gets the outcome once.
@@ -98,9 +125,10 @@ func (r *replica) propose(data []byte, done func(result any, err error)) {
 	r.node.Apply(graft.Task{Data: data, Done: done})
 }
 
-// redirect returns where a client has to go for a slot, nil if that is here.
-func (r *replica) redirect(slot int) *reply {
-	if r.node.IsLeader() {
+// redirect returns where a client has to go for a slot, nil if that is here. After READONLY a follower serves reads itself,
+// but not one that was removed: it would wait for what it will never get.
+func (r *replica) redirect(slot int, readonly bool) *reply {
+	if readonly && !r.machine.left.Load() || r.node.IsLeader() {
 		return nil
 	}
 	return r.moved(r.node.LeaderID(), slot)
@@ -112,13 +140,17 @@ var (
 )
 
 func (r *replica) moved(leader graft.PeerID, slot int) *reply {
-	if leader.IsZero() || leader.Same(r.self) { // if it is this one, it has just come to lead, or led until now
-		return replyNoLeader
+	if leader.IsZero() || leader.Same(r.self) || r.machine.left.Load() { // if it is this one, it has just come to lead, or led until now
+		return r.leaderless(slot)
 	}
 	addr := r.machine.redisAddr(raftKey(leader))
 	if addr == "" {
 		return replyNoLeaderYet
 	}
+	return movedReply(slot, addr)
+}
+
+func movedReply(slot int, addr string) *reply {
 	return errorReply(fmt.Sprintf("MOVED %d %s", slot, addr))
 }
 

@@ -18,16 +18,25 @@ import (
 	"github.com/graft-raft/graft"
 )
 
+// serveConfig is what kv serve is told.
+type serveConfig struct {
+	replicaConfig
+	untilEOF bool // end when standard input does
+}
+
 // parseServe reads the flags of kv serve.
-func parseServe(args []string, stderr io.Writer) (cfg replicaConfig, err error) {
+func parseServe(args []string, stderr io.Writer) (cfg serveConfig, err error) {
 	flags := flag.NewFlagSet("kv serve", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // errors are printed once, by main
 	flags.StringVar(&cfg.raft, "raft", "", "`host:port` at which the other replicas reach this one; required")
+	flags.StringVar(&cfg.listen, "raft-listen", "", "`host:port` to bind for them, if it is another one than that of -raft: behind a proxy, in a container")
 	flags.StringVar(&cfg.redis, "redis", "", "`host:port` at which clients reach it; required")
 	flags.StringVar(&cfg.dir, "dir", "", "`directory` of this replica's data; required")
 	flags.StringVar(&cfg.group, "group", "kv", "`name` of the group")
-	peers := flags.String("peers", "", "raft addresses of the replicas that start the group, `a,b,c`, this one included;\nthe same for each; empty: wait to be added")
+	peers := flags.String("peers", "", "raft addresses of the replicas that start the group, `a,b,c`, this one included;\nthe same for each; empty: wait to be added to a group")
 	flags.DurationVar(&cfg.electionTimeout, "election-timeout", time.Second, "how long a follower waits for its leader")
+	snapshotFlags(flags, &cfg.snapshots)
+	flags.BoolVar(&cfg.untilEOF, "until-eof", false, "end when standard input ends, so as not to outlive the program that started it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	cert := flags.String("tls-cert", "", "`file` with this replica's certificate, for TLS between the replicas")
 	key := flags.String("tls-key", "", "`file` with its private key")
@@ -49,6 +58,11 @@ func parseServe(args []string, stderr io.Writer) (cfg replicaConfig, err error) 
 	if err := checkAddress("-raft", cfg.raft); err != nil {
 		return cfg, err
 	}
+	if cfg.listen != "" {
+		if err := checkAddress("-raft-listen", cfg.listen); err != nil {
+			return cfg, err
+		}
+	}
 	if err := checkAddress("-redis", cfg.redis); err != nil {
 		return cfg, err
 	}
@@ -57,6 +71,9 @@ func parseServe(args []string, stderr io.Writer) (cfg replicaConfig, err error) 
 	}
 	if cfg.electionTimeout < 10*time.Millisecond {
 		return cfg, fmt.Errorf("-election-timeout is %v, must be at least 10ms", cfg.electionTimeout)
+	}
+	if err := cfg.snapshots.check(); err != nil {
+		return cfg, err
 	}
 	if cfg.peers, err = parsePeers(*peers, cfg.raft); err != nil {
 		return cfg, fmt.Errorf("-peers: %w", err)
@@ -82,6 +99,44 @@ func checkAddress(name, addr string) error {
 		return fmt.Errorf("%s is %q, must be host:port", name, addr)
 	}
 	return nil
+}
+
+// defaultSnapshots are those of kv serve and of the demo.
+var defaultSnapshots = snapshotConfig{interval: time.Hour, entries: 1_000_000, bytes: 1 << 30, margin: 10_000}
+
+// snapshotFlags are the flags of kv serve that say when snapshots are saved. 0 is never.
+func snapshotFlags(flags *flag.FlagSet, c *snapshotConfig) {
+	*c = defaultSnapshots
+	flags.DurationVar(&c.interval, "snapshot-interval", c.interval, "how long after the last snapshot the next is saved, at most, if anything has changed; 0: this is no reason")
+	flags.Int64Var(&c.entries, "snapshot-entries", c.entries, "after how many log entries a snapshot is saved; 0: this is no reason")
+	flags.Int64Var(&c.bytes, "snapshot-bytes", c.bytes, "after how many bytes of log entries a snapshot is saved; 0: this is no reason")
+	flags.IntVar(&c.margin, "snapshot-margin", c.margin, "how many entries the log keeps behind a snapshot, for replicas that are a little behind")
+	flags.Int64Var(&c.rate, "snapshot-rate", c.rate, "bytes per `second` that snapshots may be copied with, in each direction; 0: no bound")
+}
+
+// check refuses what makes no sense, and turns the flags' 0 into the library's never.
+func (c *snapshotConfig) check() error {
+	switch {
+	case c.interval < 0:
+		return fmt.Errorf("-snapshot-interval is %v, must not be negative", c.interval)
+	case c.entries < 0:
+		return fmt.Errorf("-snapshot-entries is %d, must not be negative", c.entries)
+	case c.bytes < 0:
+		return fmt.Errorf("-snapshot-bytes is %d, must not be negative", c.bytes)
+	case c.margin < 0:
+		return fmt.Errorf("-snapshot-margin is %d, must not be negative", c.margin)
+	case c.rate < 0:
+		return fmt.Errorf("-snapshot-rate is %d, must not be negative", c.rate)
+	}
+	c.interval, c.entries, c.bytes, c.margin = orNever(c.interval), orNever(c.entries), orNever(c.bytes), orNever(c.margin)
+	return nil
+}
+
+func orNever[T int | int64 | time.Duration](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 // parsePeers reads the configuration that starts the group. This replica must be in it, or else it would wait for
@@ -143,14 +198,27 @@ func loadTLS(cert, key, ca string) (*tls.Config, error) {
 	}, nil
 }
 
+// untilEOF returns a context that ends with ctx, or when r does. The goroutine that reads lives as long as the process.
+func untilEOF(ctx context.Context, r io.Reader) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		io.Copy(io.Discard, r)
+	}()
+	return ctx
+}
+
 // serve runs one replica until ctx ends.
-func serve(ctx context.Context, cfg replicaConfig) error {
-	r, err := startReplica(cfg)
+func serve(ctx context.Context, cfg serveConfig) error {
+	r, err := startReplica(cfg.replicaConfig)
 	if err != nil {
 		return err
 	}
 	cfg.log.Info("serving", zap.String("raft", cfg.raft), zap.String("redis", r.cfg.redis), zap.String("dir", cfg.dir),
 		zap.Stringer("peers", cfg.peers))
+	if cfg.untilEOF {
+		ctx = untilEOF(ctx, os.Stdin)
+	}
 	<-ctx.Done()
 	cfg.log.Info("closing")
 	return r.Close()

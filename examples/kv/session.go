@@ -150,6 +150,10 @@ func (s *session) dispatch(args [][]byte) {
 	case cmd.local != nil:
 		r := cmd.local(s, args) // may change the protocol's version, HELLO's own answer included
 		s.reply(r)
+	case cmd.later != nil:
+		if number, ok := s.out.reserve(s.proto); ok {
+			cmd.later(s, args, func(r *reply) { s.out.answer(number, r) })
+		}
 	default:
 		s.dispatchKeys(cmd, args)
 	}
@@ -173,7 +177,7 @@ func (s *session) dispatchKeys(cmd *command, args [][]byte) {
 			s.reply(refused)
 			return
 		}
-		if moved := s.r.redirect(slot); moved != nil {
+		if moved := s.r.redirect(slot, false); moved != nil {
 			s.reply(moved)
 			return
 		}
@@ -181,8 +185,8 @@ func (s *session) dispatchKeys(cmd *command, args [][]byte) {
 		return
 	}
 	query, refused := cmd.read(args)
-	if refused == nil && !s.readonly {
-		refused = s.r.redirect(slot)
+	if refused == nil {
+		refused = s.r.redirect(slot, s.readonly)
 	}
 	if refused != nil {
 		s.reply(refused)

@@ -1,11 +1,9 @@
 package actor
 
 import (
-	"encoding/binary"
 	"fmt"
-	"hash"
-	"hash/fnv"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"time"
 )
@@ -20,16 +18,17 @@ type Sim struct {
 	// The default is uniform in 1 ns to 50 µs.
 	Latency func(rng *rand.Rand, name string) time.Duration
 
-	// AfterStep, if set, runs after every step.
-	AfterStep func(name string)
+	// AfterStep, if set, runs after every step of an actor of p.
+	AfterStep func(p *Process)
 
-	now   time.Time
+	start time.Time
+	ns    int64     // since start
+	now   time.Time // start and ns
 	rng   *rand.Rand
-	hops  deadlines // runs that were scheduled
-	wakes deadlines // deadlines of idle actors, in global time
-	calls deadlines // one-off functions, see After
+	queue queue
+	free  []*event // of calls that are over
 	seq   uint64
-	trace hash.Hash64
+	trace uint64
 	steps uint64
 
 	processes uint64 // made so far; numbers them in the trace
@@ -37,13 +36,8 @@ type Sim struct {
 
 // NewSim starts at a fixed date.
 func NewSim(seed uint64) *Sim {
-	return &Sim{
-		Latency: defaultLatency,
-		now:     time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
-		rng:     rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)),
-		hops:    newDeadlines(), wakes: newDeadlines(), calls: newDeadlines(),
-		trace: fnv.New64a(),
-	}
+	start := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+	return &Sim{Latency: defaultLatency, start: start, now: start, rng: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))}
 }
 
 func defaultLatency(rng *rand.Rand, _ string) time.Duration {
@@ -61,101 +55,119 @@ func (s *Sim) Steps() uint64 { return s.steps }
 
 // TraceHash identifies everything that has happened so far: which actor of which
 // process ran when.
-func (s *Sim) TraceHash() uint64 { return s.trace.Sum64() }
+func (s *Sim) TraceHash() uint64 { return s.trace }
 
 // Note adds v to the trace, so that two runs differ if they differ in v.
 func (s *Sim) Note(v uint64) {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], v)
-	s.trace.Write(b[:])
+	s.trace = bits.RotateLeft64(s.trace^v, 29) * 0x9e3779b97f4a7c15
+	s.trace ^= s.trace >> 32
+}
+
+// at is the time d from now, in nanoseconds since the start.
+func (s *Sim) at(d time.Duration) int64 {
+	if at := s.ns + int64(d); d < 0 || at >= s.ns {
+		return at
+	}
+	return math.MaxInt64
 }
 
 // After calls f once d has passed.
 func (s *Sim) After(d time.Duration, f func()) {
 	s.seq++
-	s.calls.set(&call{f: f}, s.now.Add(d), s.seq)
+	var e *event
+	if n := len(s.free); n > 0 {
+		e, s.free = s.free[n-1], s.free[:n-1]
+	} else {
+		e = new(event)
+	}
+	e.f = f
+	s.queue.set(e, s.at(d), s.seq)
 }
-
-// call is a one-off function as a runner.
-type call struct{ f func() }
-
-func (c *call) runOnce() bool { c.f(); return false }
-func (c *call) poke()         {}
-func (c *call) label() string { return "call" }
 
 // RunFor lets d of virtual time pass and returns the number of events in it.
 func (s *Sim) RunFor(d time.Duration) (events int) {
-	end := s.now.Add(d)
+	end := s.at(d)
 	for s.next(end) {
 		events++
 	}
-	s.now = end
+	s.advance(end)
 	return events
 }
 
 // RunUntil runs until cond holds, checked after each event, or limit has passed.
 func (s *Sim) RunUntil(limit time.Duration, cond func() bool) bool {
-	end := s.now.Add(limit)
+	end := s.at(limit)
 	for !cond() {
 		if !s.next(end) {
-			s.now = end
+			s.advance(end)
 			return cond()
 		}
 	}
 	return true
 }
 
-// next runs the earliest event up to end.
-func (s *Sim) next(end time.Time) bool {
-	from, first := (*deadlines)(nil), (*deadline)(nil)
-	for _, d := range []*deadlines{&s.hops, &s.wakes, &s.calls} {
-		if e := d.first(); e != nil && (first == nil || e.at.Before(first.at) || e.at.Equal(first.at) && e.seq < first.seq) {
-			from, first = d, e
-		}
+// advance lets the time be at, if that is not past.
+func (s *Sim) advance(at int64) {
+	if at > s.ns {
+		s.ns, s.now = at, s.start.Add(time.Duration(at))
 	}
-	if first == nil || first.at.After(end) {
+}
+
+// next runs the earliest event up to end.
+func (s *Sim) next(end int64) bool {
+	if len(s.queue) == 0 || s.queue[0].at > end {
 		return false
 	}
-	if first.at.After(s.now) {
-		s.now = first.at
-	}
-	r := first.r
-	from.remove(r)
-	switch g, isActor := r.(guarded); {
-	case from == &s.wakes:
-		r.poke()
-	case isActor && g.p.frozen:
-		g.p.held = append(g.p.held, g)
+	s.advance(s.queue[0].at)
+	e := s.queue[0].e
+	s.queue.remove(e)
+	switch t := e.t; {
+	case t == nil:
+		f := e.f
+		e.f = nil
+		s.free = append(s.free, e)
+		s.steps++
+		s.Note(uint64(s.ns))
+		s.Note(callMark)
+		f()
+	case e.wake:
+		t.r.poke()
+	case t.p.frozen:
+		t.p.held = append(t.p.held, t)
 	default:
-		s.step(r)
+		s.step(t)
 	}
 	return true
 }
 
-// step runs r once and writes it into the trace.
-func (s *Sim) step(r runner) {
+// callMark stands for a one-off call in the trace.
+const callMark = 0xca11
+
+// step runs an actor once and writes it into the trace.
+func (s *Sim) step(t *task) {
 	s.steps++
-	s.Note(uint64(s.now.UnixNano()))
-	g, isActor := r.(guarded)
-	if isActor {
-		s.Note(g.p.id)
-	}
-	s.trace.Write([]byte(r.label()))
-	again := r.runOnce()
-	if !isActor {
-		return
-	}
-	if again && !g.p.dead {
-		s.hop(r)
+	s.Note(uint64(s.ns))
+	s.Note(t.mark)
+	if again := t.r.runOnce(); again && !t.p.dead {
+		s.hop(t)
 	}
 	if s.AfterStep != nil {
-		s.AfterStep(r.label())
+		s.AfterStep(t.p)
 	}
 }
 
-func (s *Sim) hop(r runner) {
+func (s *Sim) hop(t *task) {
 	s.seq++
-	s.hops.set(r, s.now.Add(s.Latency(s.rng, r.label())), s.seq)
+	s.queue.set(&t.run, s.at(s.Latency(s.rng, t.r.label())), s.seq)
+}
+
+// task is an actor of a process, as the simulator knows it.
+type task struct {
+	p    *Process
+	r    runner
+	mark uint64 // process and name, for the trace
+	run  event
+	wake event
 }
 
 // A Process is the executor of one simulated process: it has a clock of its own
@@ -174,15 +186,15 @@ type Process struct {
 	local  time.Time // the local time at global
 	frozen bool
 	dead   bool
-	held   []guarded            // scheduled, and kept back since the process is frozen
-	actors map[guarded]struct{} // that may be in the Sim's hops or wakes: all that ever ran and are not done
+	held   []*task          // scheduled, and kept back since the process is frozen
+	tasks  map[runner]*task // all that ever ran and are not done; for look-up, and to end them all
 }
 
 // NewProcess returns a process whose clock runs at the given rate (1 is true time).
 func (s *Sim) NewProcess(rate float64) *Process {
 	checkRate(rate)
 	s.processes++
-	return &Process{sim: s, id: s.processes, rate: rate, global: s.now, local: s.now, actors: make(map[guarded]struct{})}
+	return &Process{sim: s, id: s.processes, rate: rate, global: s.now, local: s.now, tasks: make(map[runner]*task)}
 }
 
 func checkRate(rate float64) {
@@ -196,6 +208,9 @@ func (p *Process) Now() time.Time { return p.at(p.sim.now) }
 
 // at is what the process's clock shows at a global time.
 func (p *Process) at(global time.Time) time.Time {
+	if p.rate == 1 {
+		return p.local.Add(global.Sub(p.global))
+	}
 	return p.local.Add(time.Duration(float64(global.Sub(p.global)) * p.rate))
 }
 
@@ -206,17 +221,26 @@ func (p *Process) SetRate(rate float64) {
 	p.local, p.global, p.rate = p.Now(), p.sim.now, rate
 }
 
+// Jump sets the clock ahead. Wake-ups asked for before keep their place in global time, so they are late by the
+// new clock.
+func (p *Process) Jump(d time.Duration) {
+	if d < 0 {
+		panic(fmt.Sprintf("actor: clock jumps by %v, must not go back", d))
+	}
+	p.local, p.global = p.Now().Add(d), p.sim.now
+}
+
 // inline says that every hand-over takes its time.
 func (p *Process) inline() bool { return false }
 
 // Kill ends the process: whatever its actors had queued is lost.
 func (p *Process) Kill() {
 	p.dead = true
-	for r := range p.actors {
-		p.sim.hops.remove(r)
-		p.sim.wakes.remove(r)
+	for _, t := range p.tasks {
+		p.sim.queue.remove(&t.run)
+		p.sim.queue.remove(&t.wake)
 	}
-	p.actors, p.held = nil, nil
+	p.tasks, p.held = nil, nil
 }
 
 // Dead reports whether the process was killed.
@@ -230,8 +254,8 @@ func (p *Process) Thaw() {
 	p.frozen = false
 	held := p.held
 	p.held = nil
-	for _, r := range held {
-		p.sim.hop(r)
+	for _, t := range held {
+		p.sim.hop(t)
 	}
 }
 
@@ -240,12 +264,12 @@ func (p *Process) run(r runner) {
 	if p.dead {
 		return
 	}
-	g := p.guard(r)
+	t := p.task(r)
 	if p.frozen {
-		p.held = append(p.held, g)
+		p.held = append(p.held, t)
 		return
 	}
-	p.sim.hop(g)
+	p.sim.hop(t)
 }
 
 // wakeAt translates from the process's clock to the simulator's.
@@ -260,39 +284,29 @@ func (p *Process) wakeAt(r runner, at time.Time) {
 		global = global.Add(time.Duration(min(math.Ceil(float64(lack)/p.rate), float64(never))))
 	}
 	p.sim.seq++
-	p.sim.wakes.set(p.guard(r), global, p.sim.seq)
+	p.sim.queue.set(&p.task(r).wake, p.sim.at(global.Sub(p.sim.now)), p.sim.seq)
 }
 
 // never is further ahead than any simulation gets, and far from overflow.
 const never = 100 * 365 * 24 * time.Hour
 
 func (p *Process) forget(r runner) {
-	if !p.dead {
-		g := guarded{p, r}
-		p.sim.wakes.remove(g)
-		delete(p.actors, g)
+	if t := p.tasks[r]; t != nil {
+		p.sim.queue.remove(&t.wake)
+		delete(p.tasks, r)
 	}
 }
 
-// guard is the runner under which the simulator knows r.
-func (p *Process) guard(r runner) guarded {
-	g := guarded{p, r}
-	p.actors[g] = struct{}{}
-	return g
-}
-
-// guarded is an actor of a process, as a runner that the process's death stops.
-type guarded struct {
-	p *Process
-	r runner
-}
-
-func (g guarded) label() string { return g.r.label() }
-
-func (g guarded) runOnce() bool { return !g.p.dead && g.r.runOnce() }
-
-func (g guarded) poke() {
-	if !g.p.dead {
-		g.r.poke()
+// task is what the simulator knows r as.
+func (p *Process) task(r runner) *task {
+	t := p.tasks[r]
+	if t == nil {
+		t = &task{p: p, r: r, mark: p.id}
+		for _, c := range []byte(r.label()) { // FNV-1a
+			t.mark = (t.mark ^ uint64(c)) * 1099511628211
+		}
+		t.run.t, t.wake.t, t.wake.wake = t, t, true
+		p.tasks[r] = t
 	}
+	return t
 }

@@ -182,8 +182,8 @@ func TestKillLosesWhatWasQueued(t *testing.T) {
 	if len(survivor.ran) < before+900 {
 		t.Errorf("another process ran %d steps in a second, want about 1000", len(survivor.ran)-before)
 	}
-	if len(s.hops.index) > 1 || len(s.wakes.index) > 1 {
-		t.Errorf("%d hops and %d wakes are left, want those of the survivor", len(s.hops.index), len(s.wakes.index))
+	if len(s.queue) > 2 {
+		t.Errorf("%d runs and wake-ups are left, want those of the survivor", len(s.queue))
 	}
 }
 
@@ -204,7 +204,7 @@ func TestKillFromAStep(t *testing.T) {
 	if steps != 1 {
 		t.Errorf("%d steps, want 1", steps)
 	}
-	if len(s.hops.index)+len(s.wakes.index) != 0 {
+	if len(s.queue) != 0 {
 		t.Error("a dead process is still scheduled")
 	}
 }
@@ -305,6 +305,24 @@ func TestSetRateKeepsTheClockContinuous(t *testing.T) {
 	}
 }
 
+func TestJump(t *testing.T) {
+	s := NewSim(1)
+	p := s.NewProcess(2)
+	r := record(p, idle)
+	s.RunFor(time.Second)
+	before := p.Now()
+	p.Jump(time.Minute)
+	if got := p.Now().Sub(before); got != time.Minute {
+		t.Errorf("the clock jumped %v, want 1m", got)
+	}
+	r.Post(1)
+	s.RunFor(time.Second)
+	if got := p.Now().Sub(before); got != time.Minute+2*time.Second || len(r.ran) != 1 {
+		t.Errorf("%v after the jump, and %d steps; want 1m2s and 1", got, len(r.ran))
+	}
+	require.Panics(t, func() { p.Jump(-1) })
+}
+
 func TestClockRateMustBePositive(t *testing.T) {
 	for _, rate := range []float64{0, -1} {
 		require.Panics(t, func() { NewSim(1).NewProcess(rate) })
@@ -332,21 +350,59 @@ func TestProcessForgetsActorsThatAreDone(t *testing.T) {
 		r.Close()
 		s.RunFor(time.Millisecond)
 	}
-	if len(p.actors) != 0 || len(s.wakes.index) != 0 {
-		t.Errorf("a process of 1000 short-lived actors still knows %d, and %d wake-ups", len(p.actors), len(s.wakes.index))
+	if len(p.tasks) != 0 || len(s.queue) != 0 {
+		t.Errorf("a process of 1000 short-lived actors still knows %d, and %d wake-ups", len(p.tasks), len(s.queue))
 	}
 }
 
 func TestAfterStepSeesEveryStepOfAnActor(t *testing.T) {
 	s := NewSim(1)
-	var names []string
-	s.AfterStep = func(name string) { names = append(names, name) }
-	r := record(s.NewProcess(1), idle)
+	var seen []*Process
+	s.AfterStep = func(p *Process) { seen = append(seen, p) }
+	p := s.NewProcess(1)
+	r := record(p, idle)
 	s.After(time.Millisecond, func() { r.Post(1) })
 	r.Post(1)
 	s.RunFor(time.Second)
-	if want := []string{"recorder", "recorder"}; !slices.Equal(names, want) {
-		t.Errorf("AfterStep saw %v, want %v", names, want)
+	if want := []*Process{p, p}; !slices.Equal(seen, want) {
+		t.Errorf("AfterStep saw steps of %v, want %v", seen, want)
+	}
+}
+
+// TestQueueAgainstSorting sets, moves and removes events at random, and compares the first of the queue with the
+// least of a list.
+func TestQueueAgainstSorting(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	var q queue
+	events := make([]*event, 40)
+	for i := range events {
+		events[i] = new(event)
+	}
+	times := map[*event]slot{}
+	for seq := range uint64(20_000) {
+		e := events[rng.IntN(len(events))]
+		if rng.IntN(3) == 0 {
+			q.remove(e)
+			delete(times, e)
+		} else {
+			times[e] = slot{at: rng.Int64N(50), seq: seq, e: e}
+			q.set(e, times[e].at, seq)
+		}
+		if len(q) != len(times) {
+			t.Fatalf("%d events are queued, want %d", len(q), len(times))
+		}
+		var least *slot
+		for _, s := range times {
+			if s.e.pos == 0 || q[s.e.pos-1] != s {
+				t.Fatalf("event %v is not at its place", s)
+			}
+			if least == nil || s.before(least) {
+				least = &s
+			}
+		}
+		if least != nil && q[0] != *least {
+			t.Fatalf("the first is %v, want %v", q[0], *least)
+		}
 	}
 }
 

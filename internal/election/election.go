@@ -23,6 +23,10 @@ type Voter struct {
 	// Waiting says that the node began with nothing on disk, and may have forgotten
 	// what it once acknowledged; see Weak.
 	Waiting bool
+	// Mute says that the node has no vote at all at present: it may have forgotten what it acknowledged,
+	// and the group has moved on from the configuration that it began with, so that not even the votes of all
+	// whom it knows prove anything.
+	Mute bool
 	// HearsLeader says that a leader was heard within the minimum election timeout, or
 	// is this node with its quorum.
 	HearsLeader bool
@@ -45,14 +49,14 @@ func (v Voter) Weak(r Request) bool { return v.Waiting && r.Last != (Position{})
 // PreVote reports whether the node would vote for the candidate. Nothing changes by the answer.
 // It is sticky: whoever hears a leader does not help to depose it (Raft thesis §9.6, §6.4.1).
 func (v Voter) PreVote(r Request) bool {
-	return r.Term >= v.Term && v.logOK(r) && !v.HearsLeader
+	return r.Term >= v.Term && v.logOK(r) && !v.HearsLeader && !v.Mute
 }
 
 // Vote reports whether the node votes for the candidate, after it has adopted
 // the candidate's term if that was higher. It is not sticky: a vote is asked for
 // only after a won pre-vote or on a leader's own request.
 func (v Voter) Vote(r Request) bool {
-	return r.Term == v.Term && (!v.Voted && v.logOK(r) || v.For)
+	return r.Term == v.Term && (!v.Voted && v.logOK(r) || v.For) && !v.Mute
 }
 
 // Timeout draws an election timeout: at least base, at most twice that, and not

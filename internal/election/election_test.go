@@ -39,6 +39,9 @@ func TestVote(t *testing.T) {
 		"higher term counts for pre-votes":  {Voter{Term: 4, Last: last}, Request{5, last}, true, false},
 		"lost its disk, candidate has data": {Voter{Term: 4, Waiting: true}, Request{4, last}, true, true},
 		"first start of a group":            {Voter{Waiting: true}, Request{}, true, true},
+		"knows a past of the group only":    {Voter{Term: 4, Waiting: true, Mute: true, Last: Position{2, 3}}, Request{4, last}, false, false},
+		"the same, asked again":             {Voter{Term: 4, Voted: true, For: true, Waiting: true, Mute: true}, Request{4, last}, false, false},
+		"the same, and nobody has a log":    {Voter{Waiting: true, Mute: true}, Request{}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			assert.Equal(t, test.preVote, test.v.PreVote(test.r), "pre-vote")
@@ -49,6 +52,7 @@ func TestVote(t *testing.T) {
 
 func TestTimeoutIsAtLeastTheBase(t *testing.T) {
 	assert.Equal(t, time.Second, Timeout(time.Second, time.Second, 0))
+	assert.Equal(t, 1500*time.Millisecond, Timeout(time.Second, time.Second, 0.5), "who starts at the same moment must not run out together")
 	assert.Less(t, Timeout(time.Second, time.Second, 0.999), 2*time.Second)
 	assert.Less(t, Timeout(10*time.Second, time.Second, 0.999), 11*time.Second)
 }

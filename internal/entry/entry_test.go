@@ -108,7 +108,7 @@ func checkIter(t *testing.T, s sample) {
 		var m raftpb.EntryMeta
 		require.NoError(t, proto.Unmarshal(got.Meta, &m))
 		require.True(t, proto.Equal(want, &m))
-		peers, old, err := entry.ConfPeers(got.Meta)
+		_, peers, old, err := entry.ConfPeers(got.Meta)
 		if got.Type != entry.Configuration {
 			require.ErrorIs(t, err, entry.ErrMalformed)
 			continue
@@ -146,7 +146,7 @@ func checkSummary(t *testing.T, s sample) {
 	require.Equal(t, len(want.Confs), len(got.Confs))
 	for i := range want.Confs {
 		require.Equal(t, want.Confs[i].Index, got.Confs[i].Index)
-		_, _, err := entry.ConfPeers(got.Confs[i].Meta)
+		_, _, _, err := entry.ConfPeers(got.Confs[i].Meta)
 		require.NoError(t, err)
 	}
 	got.Confs, want.Confs = nil, nil

@@ -117,7 +117,7 @@ func walk(t *testing.T, batch entry.Batch, want []*raftpb.EntryMeta, valid bool,
 			}
 			return
 		}
-		peers, old, err := entry.ConfPeers(e.Meta)
+		_, peers, old, err := entry.ConfPeers(e.Meta)
 		if !valid {
 			continue
 		}

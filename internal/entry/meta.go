@@ -178,15 +178,15 @@ func malformed(what string, n int) error {
 	return fmt.Errorf("%w: %s: %w", ErrMalformed, what, protowire.ParseError(n))
 }
 
-// ConfPeers returns the peers, and the old peers if the entry is joint, of a
+// ConfPeers returns the term, the peers, and the old peers if the entry is joint, of a
 // configuration entry's raw EntryMeta.
-func ConfPeers(meta []byte) (peers, old []string, err error) {
+func ConfPeers(meta []byte) (term int64, peers, old []string, err error) {
 	m, err := parse(meta)
 	if err != nil {
-		return nil, nil, err
+		return 0, nil, nil, err
 	}
 	if m.typ != Configuration || !m.peers {
-		return nil, nil, fmt.Errorf("%w: %v entry is not a configuration with peers", ErrMalformed, m.typ)
+		return 0, nil, nil, fmt.Errorf("%w: %v entry is not a configuration with peers", ErrMalformed, m.typ)
 	}
 	for rest := meta; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
@@ -202,7 +202,7 @@ func ConfPeers(meta []byte) (peers, old []string, err error) {
 		}
 		rest = rest[size:]
 	}
-	return peers, old, nil
+	return m.term, peers, old, nil
 }
 
 // CountMetas returns the number of records in metas. It looks at the framing

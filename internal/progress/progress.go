@@ -48,6 +48,7 @@ type Progress struct {
 	State      State
 	Match      int64 // the last index known to be durable there
 	Next       int64 // the next index to send
+	equal      int64 // up to here the logs were found to be the same, durable there or not
 	generation uint64
 	inflight   []request
 	bytes      int
@@ -93,13 +94,24 @@ func (p *Progress) Sent(last int64, bytes int) {
 func (p *Progress) Stored(last int64) {
 	p.Match = max(p.Match, last)
 	p.Next = max(p.Next, last+1)
-	p.State = Replicate
+	if p.State != Snapshot { // late news do not end an install
+		p.State = Replicate
+	}
 	n := 0
 	for n < len(p.inflight) && p.inflight[n].last <= last {
 		p.bytes -= p.inflight[n].bytes
 		n++
 	}
 	p.inflight = slices.Delete(p.inflight, 0, n)
+}
+
+// StoredUpTo notes that the follower stores what the leader has up to last, durably, as it says without
+// having been sent that now. What is on the way stays on the way.
+func (p *Progress) StoredUpTo(last int64) {
+	if last > p.Match {
+		p.Match = last
+		p.Next = max(p.Next, last+1)
+	}
 }
 
 // Matched notes that a probe found the logs equal up to prev. That says nothing about
@@ -110,6 +122,7 @@ func (p *Progress) Matched(prev int64) {
 	}
 	p.GiveUp()
 	p.State = Replicate
+	p.equal = prev
 	p.Next = max(prev, p.Match) + 1
 }
 
@@ -119,23 +132,53 @@ func (p *Progress) Matched(prev int64) {
 func (p *Progress) Refused(prev, next int64) {
 	p.GiveUp()
 	p.State = Probe
+	p.equal = 0
 	p.Next = max(min(next, prev), p.Match+1, 1)
 }
 
-// Failed notes that requests were lost: everything after Match may have to be sent again.
+// Failed notes that requests were lost: everything behind what is known of the follower's log may have to
+// be sent again. While nothing is known, it is asked the same once more.
 func (p *Progress) Failed() {
 	p.GiveUp()
+	if p.State != Probe {
+		p.Next = max(p.Match, p.equal) + 1
+	}
 	p.State = Probe
-	p.Next = p.Match + 1
 }
 
 // Regressed notes that the follower has lost what it once acknowledged, and holds at
 // most up to last.
 func (p *Progress) Regressed(last int64) {
-	p.Match = 0
+	p.Match, p.equal = 0, 0
 	p.GiveUp()
 	p.State = Probe
 	p.Next = max(last, 0) + 1
+}
+
+// BeginSnapshot notes that the follower needs entries that are in the log no more: nothing is sent
+// until a snapshot is installed there.
+func (p *Progress) BeginSnapshot() {
+	p.GiveUp()
+	p.State = Snapshot
+}
+
+// SnapshotInstalled notes that the follower holds all up to index, durably, by a snapshot or because it had it. What
+// follows is sent without a probe (braft: Replicator::_on_install_snapshot_returned).
+func (p *Progress) SnapshotInstalled(index int64) {
+	p.GiveUp()
+	p.State = Replicate
+	p.Match = max(p.Match, index)
+	p.Next = p.Match + 1
+}
+
+// SnapshotFailed notes that no snapshot was installed. What the follower holds is asked anew.
+func (p *Progress) SnapshotFailed() {
+	if p.State != Snapshot {
+		return
+	}
+	p.GiveUp()
+	p.State = Probe
+	p.Next = max(p.Next, p.Match+1)
 }
 
 // GiveUp forgets what is on the way.

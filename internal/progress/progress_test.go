@@ -62,6 +62,22 @@ func TestFailureStartsOverBehindMatch(t *testing.T) {
 	assert.EqualValues(t, 6, p.Next)
 }
 
+func TestFailureBeforeAnythingIsKnownAsksTheSameAgain(t *testing.T) {
+	p := New(500)
+	p.Sent(500, 0)
+	p.Failed()
+	assert.EqualValues(t, 501, p.Next, "a follower that was down need not get the whole log")
+	p.Sent(500, 0)
+	p.Matched(500)
+	p.Sent(510, 10)
+	p.Failed()
+	assert.EqualValues(t, 501, p.Next)
+	p.Sent(500, 0)
+	p.Refused(500, 301) // it has lost what it had not synced
+	p.Failed()
+	assert.EqualValues(t, 301, p.Next)
+}
+
 func TestRegressedForgetsWhatWasAcknowledged(t *testing.T) {
 	p := New(0)
 	p.Stored(9)
@@ -78,7 +94,7 @@ func TestInvariantsUnderRandomEvents(t *testing.T) {
 	p := New(100)
 	for range 100_000 {
 		match := p.Match
-		switch rng.IntN(6) {
+		switch rng.IntN(9) {
 		case 0, 1:
 			if p.State == Replicate {
 				p.Sent(p.Next+rng.Int64N(5), rng.IntN(100))
@@ -91,6 +107,14 @@ func TestInvariantsUnderRandomEvents(t *testing.T) {
 			p.Failed()
 		case 5:
 			p.Matched(p.Next - 1)
+		case 6:
+			p.BeginSnapshot()
+			require.False(t, p.Room(Window{Requests: 100, Bytes: 1 << 30}), "nothing is sent beside a snapshot")
+		case 7:
+			p.SnapshotInstalled(rng.Int64N(200))
+		case 8:
+			p.SnapshotFailed()
+			require.NotEqual(t, Snapshot, p.State)
 		}
 		require.GreaterOrEqual(t, p.Match, match)
 		require.Less(t, p.Match, p.Next)
@@ -100,4 +124,35 @@ func TestInvariantsUnderRandomEvents(t *testing.T) {
 			require.Zero(t, bytes)
 		}
 	}
+}
+
+func TestSnapshotIsFollowedByWhatComesNext(t *testing.T) {
+	w := Window{Requests: 2, Bytes: 100}
+	p := New(50)
+	p.Sent(50, 0)
+	p.Refused(50, 1)
+	before := p.Generation()
+	p.BeginSnapshot()
+	assert.False(t, p.Room(w))
+	assert.NotEqual(t, before, p.Generation(), "what was sent before says nothing any more")
+	p.Stored(3)
+	assert.Equal(t, Snapshot, p.State, "a late acknowledgement does not end the install")
+	p.SnapshotInstalled(40)
+	assert.Equal(t, Replicate, p.State, "no probe is needed")
+	assert.EqualValues(t, 40, p.Match)
+	assert.EqualValues(t, 41, p.Next)
+	assert.True(t, p.Room(w))
+}
+
+func TestAfterAFailedSnapshotTheFollowerIsAskedAnew(t *testing.T) {
+	p := New(50)
+	p.Sent(50, 0)
+	p.Refused(50, 1)
+	p.BeginSnapshot()
+	p.SnapshotFailed()
+	assert.Equal(t, Probe, p.State)
+	assert.EqualValues(t, 1, p.Next)
+	p.Stored(7)
+	p.SnapshotFailed()
+	assert.Equal(t, Replicate, p.State, "news of a failure that come too late change nothing")
 }

@@ -225,6 +225,15 @@ func (p *peer) backOff(err error) {
 	p.retryErr = err
 }
 
+// retry has the next attempt made at once: there is reason to think that it will do better.
+func (p *peer) retry() {
+	p.mu.Lock()
+	p.failures = 0
+	p.retryAt = min(p.retryAt, p.t.now())
+	p.mu.Unlock()
+	p.signal()
+}
+
 // pause waits until the next attempt may be made, if there are watchers; otherwise the
 // next call starts run anew.
 func (p *peer) pause() {

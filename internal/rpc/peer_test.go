@@ -45,6 +45,28 @@ func TestBackOff(t *testing.T) {
 	})
 }
 
+// TestRetryDoesNotWaitForTheBackOff: somebody knows that the next attempt will do better.
+func TestRetryDoesNotWaitForTheBackOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		client := boot(t, n, "client", 1)
+		client.Retry("server") // nobody has asked for it yet
+		for _, watched := range []bool{false, true} {
+			client.Watch("server", watched)
+			for range 100 {
+				require.Error(t, (<-ask(client, "server", Call{})).Err)
+				time.Sleep(10 * time.Millisecond)
+			}
+			require.Error(t, (<-ask(client, "server", Call{})).Err, "it is backing off")
+			server := boot(t, n, "server", 2)
+			client.Retry("server")
+			require.NoError(t, (<-ask(client, "server", Call{})).Err)
+			require.NoError(t, server.Close())
+			synctest.Wait()
+		}
+	})
+}
+
 func TestReconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemNet()

@@ -26,6 +26,9 @@ type Transport interface {
 	// Watch keeps a connection to address, and has Down called as soon as there is
 	// evidence that the process there died. Each true is undone by one false.
 	Watch(address string, on bool)
+	// Retry says that the next attempt to reach address should be made at once: whatever keeps from it
+	// because earlier ones have failed is forgotten.
+	Retry(address string)
 	// Close refuses new calls, fails those that are pending, closes everything and
 	// waits for all goroutines, thus for callbacks. It must not be called from one.
 	Close() error
@@ -39,6 +42,9 @@ type Call struct {
 	Message         [][]byte      // pieces of the encoded request
 	Attachment      [][]byte      // pieces of the attachment
 	Timeout         time.Duration // 0: none. Coarse: it may take some 10 ms longer
+	// Bulk sends the call over a connection that only such calls share, so that large answers do
+	// not hold up heartbeats.
+	Bulk bool
 	// Done is called exactly once. It must not block. It runs on the caller's stack
 	// only where the call fails at once.
 	Done func(Reply)

@@ -32,7 +32,7 @@ type TCP struct {
 	started  bool
 	closed   bool
 	listener net.Listener
-	peers    map[string]*peer
+	peers    map[string]*peer // by address; of the second connection to one, by bulkKey
 	accepted map[*serverConn]struct{}
 }
 
@@ -89,7 +89,7 @@ func (t *TCP) Call(address string, c Call) {
 	if c.Done == nil {
 		c.Done = func(Reply) {}
 	}
-	p, err := t.peer(address)
+	p, err := t.peer(address, c.Bulk)
 	if err == nil {
 		err = p.call(&c)
 	}
@@ -98,10 +98,26 @@ func (t *TCP) Call(address string, c Call) {
 	}
 }
 
+// bulkKey names the connection to an address that bulk calls use. No address begins like that.
+func bulkKey(address string) string { return "bulk " + address }
+
 // Watch turns the watch over a peer's process on or off, once.
 func (t *TCP) Watch(address string, on bool) {
-	if p, err := t.peer(address); err == nil {
+	if p, err := t.peer(address, false); err == nil {
 		p.watch(on)
+	}
+}
+
+// Retry has the next attempt to connect to address made at once, if earlier ones have failed.
+func (t *TCP) Retry(address string) {
+	t.mu.RLock()
+	p, bulk := t.peers[address], t.peers[bulkKey(address)]
+	t.mu.RUnlock()
+	if p != nil {
+		p.retry()
+	}
+	if bulk != nil {
+		bulk.retry()
 	}
 }
 
@@ -148,10 +164,14 @@ func (t *TCP) hold() bool {
 	return true
 }
 
-// peer returns the peer with an address.
-func (t *TCP) peer(address string) (*peer, error) {
+// peer returns the peer with an address, or the one that stands for the connection for bulk calls to it.
+func (t *TCP) peer(address string, bulk bool) (*peer, error) {
+	key := address
+	if bulk {
+		key = bulkKey(address)
+	}
 	t.mu.RLock()
-	p, usable := t.peers[address], t.started && !t.closed
+	p, usable := t.peers[key], t.started && !t.closed
 	t.mu.RUnlock()
 	if !usable {
 		return nil, ErrClosed
@@ -164,9 +184,9 @@ func (t *TCP) peer(address string) (*peer, error) {
 	if t.closed {
 		return nil, ErrClosed
 	}
-	if p = t.peers[address]; p == nil {
+	if p = t.peers[key]; p == nil {
 		p = newPeer(t, address)
-		t.peers[address] = p
+		t.peers[key] = p
 	}
 	return p, nil
 }

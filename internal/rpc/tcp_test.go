@@ -282,3 +282,25 @@ func TestHostNames(t *testing.T) {
 		require.Equal(t, []string{"node-1.example:80", "node-1.example:80", "node-1.example:80"}, n.dials)
 	})
 }
+
+// TestBulkHasItsOwnConnection: an answer that takes long to arrive holds up nothing but other bulk calls.
+func TestBulkHasItsOwnConnection(t *testing.T) {
+	remote := make(map[string]string)
+	var mu sync.Mutex
+	server := start(t, TCPOptions{}, StartOptions{Serve: func(r *Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		remote[string(r.Message)] = r.Remote
+		r.Reply(r.Message)
+	}})
+	client := start(t, TCPOptions{}, StartOptions{})
+	for _, c := range []struct {
+		name string
+		bulk bool
+	}{{"heartbeat", false}, {"file", true}, {"entries", false}, {"more of it", true}} {
+		require.NoError(t, (<-ask(client, server.Addr().String(), Call{Message: [][]byte{[]byte(c.name)}, Bulk: c.bulk})).Err)
+	}
+	require.Equal(t, remote["heartbeat"], remote["entries"])
+	require.Equal(t, remote["file"], remote["more of it"])
+	require.NotEqual(t, remote["heartbeat"], remote["file"])
+}

@@ -18,6 +18,7 @@ type app struct {
 	applied   int64 // index of the last entry applied
 	confAt    int64 // index of the last configuration reported
 	digest    uint64
+	position  int64 // up to here all is in the state: applied, or behind it where a snapshot was loaded
 	acked     int64 // index of the last write acknowledged in order
 	leading   int64 // term, 0 when not
 	following graft.PeerID
@@ -25,6 +26,7 @@ type app struct {
 	shut      bool
 	ended     bool
 	detached  []func() // calls taken over and not run yet
+	loaded    int64    // index of the snapshot that was loaded, until its configuration was reported
 }
 
 // call notes a call and reports whether it may be looked at: what a process does in the step
@@ -34,7 +36,7 @@ func (a *app) call(what string) bool {
 		return false
 	}
 	if a.shut {
-		a.m.c.fail("machine %d: %s after OnShutdown", a.m.index, what)
+		a.m.c.fail("I15 state machine contract: machine %d: %s after OnShutdown", a.m.index, what)
 	}
 	return true
 }
@@ -46,7 +48,7 @@ func (a *app) OnApply(it *graft.Iterator) {
 	}
 	c := a.m.c
 	if a.failed {
-		c.fail("machine %d: OnApply after OnError", a.m.index)
+		c.fail("I15 state machine contract: machine %d: OnApply after OnError", a.m.index)
 	}
 	left := -1
 	if c.o.Load.EarlyReturn > 0 && a.m.rng.Float64() < c.o.Load.EarlyReturn {
@@ -54,12 +56,23 @@ func (a *app) OnApply(it *graft.Iterator) {
 	}
 	for left != 0 && it.Next() {
 		left--
-		if !c.healed && c.o.Faults.App > 0 && a.m.rng.Float64() < c.o.Faults.App {
+		if a.breaks(it.Index()) {
 			a.breakDown(it)
 			continue
 		}
 		a.apply(it)
 	}
+}
+
+// breaks reports whether the state machine fails at an entry. Where it did not fail before it seldom does: else
+// a long log would never be applied to its end again.
+func (a *app) breaks(index int64) bool {
+	p := a.m.c.o.Faults.App
+	if index <= a.m.appliedOnce {
+		p /= 100
+	}
+	a.m.appliedOnce = max(a.m.appliedOnce, index)
+	return p > 0 && !a.m.c.healed && a.m.rng.Float64() < p
 }
 
 // breakDown fails as a state machine can.
@@ -76,19 +89,21 @@ func (a *app) apply(it *graft.Iterator) {
 	c, index := a.m.c, it.Index()
 	committed := c.check.committed
 	if index <= a.applied || index > int64(len(committed)) {
-		c.fail("machine %d: applies %d after %d, committed is %d", a.m.index, index, a.applied, len(committed))
+		c.fail("I15 state machine contract: machine %d: applies %d after %d, committed is %d", a.m.index, index, a.applied, len(committed))
 		return
 	}
 	a.skipTo(index)
 	info := committed[index-1]
 	sum := sumOf(it.Data())
 	if info.term != it.Term() || info.sum != sum || info.typ != entry.Data {
-		c.fail("state machine safety: machine %d applies another entry %d than was committed", a.m.index, index)
+		c.fail("I6 state machine safety: machine %d applies another entry %d than was committed", a.m.index, index)
 	}
-	a.applied = index
+	a.applied, a.position = index, index
 	a.digest = (a.digest ^ sum ^ uint64(index)) * 1099511628211
+	a.compare(c)
 	c.Count.Applied++
 	c.clients.applied(a.m, index, it.Data())
+	a.keep()
 	it.Return(index)
 	if it.Local() && c.o.Load.Detach > 0 && a.m.rng.Float64() < c.o.Load.Detach {
 		a.detach(it.Detach(), index)
@@ -98,8 +113,9 @@ func (a *app) apply(it *graft.Iterator) {
 // skipTo checks that what lies before index is nothing of the user's.
 func (a *app) skipTo(index int64) {
 	for i := a.applied + 1; i < index; i++ {
-		if a.m.c.check.committed[i-1].typ == entry.Data {
-			a.m.c.fail("machine %d: entry %d is left out", a.m.index, i)
+		e := a.m.c.check.committed[i-1]
+		if e.typ == entry.Data || e.typ == entry.Configuration && !e.conf.joint() && i > a.confAt {
+			a.m.c.fail("I15 state machine contract: machine %d: entry %d is left out", a.m.index, i)
 		}
 	}
 }
@@ -127,14 +143,18 @@ func (a *app) OnConfigurationCommitted(conf graft.Configuration, index int64) {
 	}
 	c := a.m.c
 	committed := c.check.committed
+	if a.loaded != 0 {
+		a.reported(conf, index)
+		return
+	}
 	if index <= a.confAt || index <= a.applied || index > int64(len(committed)) || committed[index-1].typ != entry.Configuration {
-		c.fail("machine %d: configuration %d is reported after configuration %d and entry %d", a.m.index, index, a.confAt, a.applied)
+		c.fail("I15 state machine contract: machine %d: configuration %d is reported after configuration %d and entry %d", a.m.index, index, a.confAt, a.applied)
 		return
 	}
 	a.skipTo(index)
 	a.confAt = index
-	if !conf.Equal(c.conf) {
-		c.fail("machine %d: configuration %v at %d", a.m.index, conf, index)
+	if is := committed[index-1].conf; is.joint() || !conf.Equal(is.conf) {
+		c.fail("I15 state machine contract: machine %d: configuration %v is reported, committed is %v", a.m.index, conf, is)
 	}
 }
 
@@ -144,11 +164,11 @@ func (a *app) OnLeaderStart(term int64) {
 		return
 	}
 	if t := a.m.c.check.terms[term]; a.leading != 0 || t == nil || t.leader != a.m || t.boot != a.m.boot {
-		a.m.c.fail("machine %d: OnLeaderStart(%d), was leading %d", a.m.index, term, a.leading)
+		a.m.c.fail("I15 state machine contract: machine %d: OnLeaderStart(%d), was leading %d", a.m.index, term, a.leading)
 	}
 	for i := len(a.m.log); i > int(a.applied); i-- {
 		if e := a.m.log[i-1]; e.term < term && e.typ == entry.Data {
-			a.m.c.fail("machine %d: OnLeaderStart(%d) before entry %d of term %d is applied", a.m.index, term, e.index, e.term)
+			a.m.c.fail("I15 state machine contract: machine %d: OnLeaderStart(%d) before entry %d of term %d is applied", a.m.index, term, e.index, e.term)
 		}
 	}
 	a.leading = term
@@ -162,10 +182,22 @@ func (a *app) OnLeaderStop(reason error) {
 	if !a.call("OnLeaderStop") {
 		return
 	}
-	if a.leading == 0 || reason == nil {
-		a.m.c.fail("machine %d: OnLeaderStop(%v), was leading %d", a.m.index, reason, a.leading)
+	c, term := a.m.c, a.leading
+	if term == 0 || reason == nil {
+		c.fail("I15 state machine contract: machine %d: OnLeaderStop(%v), was leading %d", a.m.index, reason, term)
 	}
 	a.leading = 0
+	switch graft.ErrorCode(reason) {
+	case graft.ErrTransferring:
+		c.Count.TransfersOK++
+	case graft.ErrLeaderRemoved:
+		c.Count.LeadersRemoved++
+		for _, ch := range a.m.changes {
+			if !ch.over && ch.first != nil && ch.first.entry.term == term {
+				c.fail("I15 state machine contract: machine %d: OnLeaderStop(%v) before the change that it follows was answered", a.m.index, reason)
+			}
+		}
+	}
 }
 
 // OnStartFollowing and OnStopFollowing must alternate.
@@ -174,7 +206,7 @@ func (a *app) OnStartFollowing(l graft.LeaderChange) {
 		return
 	}
 	if !a.following.IsZero() || l.Leader.IsZero() {
-		a.m.c.fail("machine %d: OnStartFollowing(%v), was following %v", a.m.index, l, a.following)
+		a.m.c.fail("I15 state machine contract: machine %d: OnStartFollowing(%v), was following %v", a.m.index, l, a.following)
 	}
 	a.following = l.Leader
 }
@@ -185,7 +217,7 @@ func (a *app) OnStopFollowing(l graft.LeaderChange) {
 		return
 	}
 	if a.following.IsZero() || !a.following.Same(l.Leader) {
-		a.m.c.fail("machine %d: OnStopFollowing(%v), was following %v", a.m.index, l, a.following)
+		a.m.c.fail("I15 state machine contract: machine %d: OnStopFollowing(%v), was following %v", a.m.index, l, a.following)
 	}
 	a.following = graft.PeerID{}
 }
@@ -196,7 +228,7 @@ func (a *app) OnError(err error) {
 		return
 	}
 	if a.failed {
-		a.m.c.fail("machine %d: a second OnError: %v", a.m.index, err)
+		a.m.c.fail("I15 state machine contract: machine %d: a second OnError: %v", a.m.index, err)
 	}
 	a.failed = true
 }
@@ -208,7 +240,7 @@ func (a *app) OnShutdown() {
 	}
 	a.shut = true
 	if a.leading != 0 {
-		a.m.c.fail("machine %d: OnShutdown while leading %d", a.m.index, a.leading)
+		a.m.c.fail("I15 state machine contract: machine %d: OnShutdown while leading %d", a.m.index, a.leading)
 	}
 }
 
@@ -219,7 +251,7 @@ func (a *app) stopped(err error) {
 		run()
 	}
 	if err != nil || !a.shut || a.ended {
-		c.fail("machine %d: shutdown reports %v, OnShutdown ran: %v, before: %v", a.m.index, err, a.shut, a.ended)
+		c.fail("I15 state machine contract: machine %d: shutdown reports %v, OnShutdown ran: %v, before: %v", a.m.index, err, a.shut, a.ended)
 	}
 	a.ended = true
 }

@@ -23,27 +23,42 @@ func (k *checker) audit(m *machine) {
 	})
 	if err != nil {
 		if !m.full {
-			k.c.fail("machine %d: a power cut would leave a log that cannot be opened: %v", m.index, err)
+			k.c.fail("I10 durability: machine %d: a power cut would leave a log that cannot be opened: %v", m.index, err)
 		}
 		return
 	}
 	g, err := store.Group(groupName)
 	if err != nil {
-		k.c.fail("machine %d: a power cut would leave no group: %v", m.index, err)
+		k.c.fail("I10 durability: machine %d: a power cut would leave no group: %v", m.index, err)
 		return
 	}
 	r := g.Recovered()
-	if n := m.marked; n > 0 {
-		if have := termIn(r, n); have != m.log[n-1].term {
-			k.c.fail("durability: machine %d calls entry %d of term %d durable; a power cut would leave one of term %d (0: none)",
+	snapshot := int64(0)
+	if r.First > 1 || m.marked > 0 && termIn(r, m.marked) != m.log[m.marked-1].term {
+		snapshot = newest(disk) // it may be ahead of the log
+	}
+	if r.First-1 > max(snapshot, m.kept.index) {
+		k.c.fail("I10 durability: machine %d: a power cut would leave a log that begins at %d, and a snapshot of %d", m.index, r.First, snapshot)
+	}
+	if n := m.marked; n > snapshot && n >= r.First-1 {
+		have := termIn(r, n)
+		if n == r.First-1 { // cut off, since a durable state machine has it
+			have = r.PrevTerm
+		}
+		if have != m.log[n-1].term {
+			k.c.fail("I10 durability: machine %d calls entry %d of term %d durable; a power cut would leave one of term %d (0: none)",
 				m.index, n, m.log[n-1].term, have)
 		}
 	}
+	if n := min(r.Commit, r.Last); n > int64(len(k.committed)) || n >= r.First && termIn(r, n) != k.committed[n-1].term {
+		k.c.fail("I6 state machine safety: machine %d: a power cut would leave entry %d of term %d as committed; committed are %d entries",
+			m.index, n, termIn(r, n), len(k.committed))
+	}
 	if r.Hard.Term < m.said.term {
-		k.c.fail("durability: machine %d has spoken of term %d; a power cut would leave term %d", m.index, m.said.term, r.Hard.Term)
+		k.c.fail("I10 durability: machine %d has spoken of term %d; a power cut would leave term %d", m.index, m.said.term, r.Hard.Term)
 	}
 	if r.Hard.Term == m.said.voteTerm && m.said.vote != "" && r.Hard.Vote != m.said.vote+":0:0" {
-		k.c.fail("durability: machine %d has voted for %s in term %d; a power cut would leave vote %q",
+		k.c.fail("I10 durability: machine %d has voted for %s in term %d; a power cut would leave vote %q",
 			m.index, m.said.vote, m.said.voteTerm, r.Hard.Vote)
 	}
 }
@@ -64,5 +79,5 @@ func termIn(r wal.Recovered, index int64) (term int64) {
 // suspicious reports whether to audit a machine that has just called more durable: at
 // times, and always while it may still complete writes of entries that it has cut off.
 func (k *checker) suspicious(m *machine) bool {
-	return k.c.sim.Now().Sub(m.cutAt) < 2*time.Second && !m.cutAt.IsZero() || m.rng.IntN(500) == 0
+	return m.unsure || k.c.sim.Now().Sub(m.cutAt) < 2*time.Second && !m.cutAt.IsZero() || m.rng.IntN(500) == 0
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"time"
 
@@ -21,10 +22,19 @@ import (
 //
 // Ownership: the simulation's goroutine.
 type checker struct {
-	c         *Cluster
-	entries   map[entryKey]*entryInfo
-	committed []*entryInfo // [i] has index i+1
-	terms     map[int64]*termInfo
+	c          *Cluster
+	entries    map[entryKey]*entryInfo
+	committed  []*entryInfo // [i] has index i+1
+	terms      map[int64]*termInfo
+	initial    *confInfo   // what the first machines start with
+	nothing    *confInfo   // what the others start with
+	confs      []*confInfo // committed ones, in order
+	pairs      map[confPair]bool
+	confNews   bool        // other configurations may be in force than at the last look
+	live       []*confInfo // scratch
+	overridden bool        // somebody has reset a configuration by hand, so that no two need be safe together
+
+	digests map[int64]uint64 // of state machines, by the last index applied
 }
 
 type entryKey struct{ index, term int64 }
@@ -36,14 +46,16 @@ type entryInfo struct {
 	prev        *entryInfo
 	sum         uint64
 	typ         entry.Type
-	on          uint16 // machines that had it on their disks
+	on          set       // machines that had it on their disks
+	conf        *confInfo // in force where it stands
 }
 
 // termInfo is what is known of a term.
 type termInfo struct {
 	leader *machine
 	boot   int
-	votes  map[string]uint16 // by candidate: who granted; for look-up only
+	votes  map[string]set // by candidate: who granted; for look-up only
+	weak   set            // who voted and may have forgotten what it acknowledged
 }
 
 // spoken is what a machine has told others, and so must not forget.
@@ -54,13 +66,15 @@ type spoken struct {
 }
 
 func newChecker(c *Cluster) *checker {
-	return &checker{c: c, entries: make(map[entryKey]*entryInfo), terms: make(map[int64]*termInfo)}
+	k := &checker{c: c, entries: make(map[entryKey]*entryInfo), terms: make(map[int64]*termInfo), pairs: make(map[confPair]bool), digests: make(map[int64]uint64)}
+	k.initial, k.nothing = k.confOf(c.conf, graft.Configuration{}), new(confInfo)
+	return k
 }
 
 func (k *checker) term(t int64) *termInfo {
 	info := k.terms[t]
 	if info == nil {
-		info = &termInfo{votes: make(map[string]uint16)}
+		info = &termInfo{votes: make(map[string]set)}
 		k.terms[t] = info
 	}
 	return info
@@ -75,67 +89,103 @@ func (k *checker) look(m *machine) {
 	old := m.st
 	m.st = st
 	if st.Term < old.Term || st.Term == old.Term && !old.Vote.IsZero() && st.Vote != old.Vote {
-		k.c.fail("machine %d: term %d, vote %v became term %d, vote %v", m.index, old.Term, old.Vote, st.Term, st.Vote)
+		k.c.fail("I2 vote safety: machine %d: term %d, vote %v became term %d, vote %v", m.index, old.Term, old.Vote, st.Term, st.Vote)
 	}
-	if st.Last != old.Last || st.LastTerm != old.LastTerm || st.LogEpoch != old.LogEpoch {
+	if st.Last != old.Last || st.LastTerm != old.LastTerm || st.LogEpoch != old.LogEpoch || st.First != old.First {
+		k.rebased(m, old)
 		k.logChanged(m, old)
+	}
+	if st.Snapshot > old.Snapshot {
+		k.c.Count.Saved++
 	}
 	k.durable(m)
 	if st.Commit != old.Commit {
 		k.commit(m, old)
 	}
-	if st.Applied < old.Applied || st.Applied > st.Commit {
-		k.c.fail("machine %d: applied went from %d to %d, commit is %d", m.index, old.Applied, st.Applied, st.Commit)
+	if st.Last != old.Last || st.Commit != old.Commit || st.LogEpoch != old.LogEpoch {
+		k.remembers(m)
+	}
+	if st.Leader != old.Leader || st.Role != old.Role || st.Term != old.Term {
+		k.follows(m, old)
+	}
+	most := max(st.Commit, st.Installing) // what is loaded is committed here a moment later
+	if st.Role >= graft.RoleFailed {      // or not any more
+		most = max(most, int64(len(k.committed)))
+	}
+	if st.Applied < old.Applied || st.Applied > most {
+
+		k.c.fail("I9 ordering: machine %d: applied went from %d to %d, commit is %d", m.index, old.Applied, st.Applied, st.Commit)
 	}
 	if st.Role != old.Role || st.Term != old.Term {
 		k.role(m, old)
+	}
+	k.member(m, old)
+	if k.confNews {
+		k.confNews = false
+		k.confSafety()
 	}
 }
 
 // logChanged takes over what is new in a log.
 func (k *checker) logChanged(m *machine, old graft.SimState) {
 	keep := min(int64(len(m.log)), m.st.Last)
-	for keep > 0 && graft.SimTerm(m.node, keep) != m.log[keep-1].term {
+	for keep >= m.st.First && graft.SimTerm(m.node, keep) != m.log[keep-1].term {
 		keep--
 	}
 	if cut := int64(len(m.log)) - keep; cut > 0 {
 		k.c.Count.Truncations++
 		k.c.Count.TruncatedEntries += cut
+		if m.log[keep].term != m.log[len(m.log)-1].term {
+			k.c.Count.TruncatedTerms++
+		}
+		if old.Durable < old.Submitted && keep < old.Submitted {
+			k.c.Count.TruncatedInFlight++
+			m.unsure = true
+		}
 		if old.Durable > keep {
 			k.c.Count.TruncatedDurable++
 		}
 		if keep < old.Commit {
-			k.c.fail("machine %d: cut its log behind %d, had committed %d", m.index, keep, old.Commit)
+			k.c.fail("I9 ordering: machine %d: cut its log behind %d, had committed %d", m.index, keep, old.Commit)
 		}
 		if old.Role == graft.RoleLeader && m.st.Role == graft.RoleLeader && old.Term == m.st.Term {
-			k.c.fail("machine %d: leads term %d and cut its own log behind %d", m.index, old.Term, keep)
+			k.c.fail("I4 leader append-only: machine %d: leads term %d and cut its own log behind %d", m.index, old.Term, keep)
 		}
 		for _, e := range m.log[keep:] {
-			e.on &^= 1 << m.index
+			e.on &^= setOf(m)
 		}
 		// A term has one leader, which never takes an entry back, and who is in the
 		// term has heard of no later one.
 		if e := m.log[keep]; m.log[len(m.log)-1].term >= m.st.Term {
-			k.c.fail("machine %d: in term %d, cut entries %d of term %d to %d of term %d", m.index, m.st.Term,
+			k.c.fail("I4 leader append-only: machine %d: in term %d, cut entries %d of term %d to %d of term %d", m.index, m.st.Term,
 				e.index, e.term, len(m.log), m.log[len(m.log)-1].term)
 		}
+		k.confsCut(m, keep)
 		m.marked, m.cutAt = min(m.marked, keep), k.c.sim.Now()
 		m.log = m.log[:keep]
+		k.read(m)
+		k.remembersAll(m, keep)
+	} else {
+		k.read(m)
 	}
-	k.read(m)
+	k.proposed(m, old, keep)
 }
 
 // read appends the entries that are in a replica's log and not in m.log.
 func (k *checker) read(m *machine) {
+	conf := m.conf()
 	m.quiet = true
 	err := graft.SimEntries(m.node, int64(len(m.log))+1, func(e entry.Entry) {
 		m.log = append(m.log, k.entry(m, e))
 	})
 	m.quiet = false
 	if err != nil {
-		k.c.fail("machine %d: log cannot be read behind %d: %v", m.index, len(m.log), err)
+		k.c.fail("I10 durability: machine %d: log cannot be read behind %d: %v", m.index, len(m.log), err)
 	} else if int64(len(m.log)) != m.st.Last {
-		k.c.fail("machine %d: log holds %d entries, says %d", m.index, len(m.log), m.st.Last)
+		k.c.fail("I9 ordering: machine %d: log holds %d entries, says %d", m.index, len(m.log), m.st.Last)
+	}
+	if m.conf() != conf {
+		k.confNews = true
 	}
 }
 
@@ -145,84 +195,109 @@ func (k *checker) entry(m *machine, e entry.Entry) *entryInfo {
 	if n := len(m.log); n > 0 {
 		prev = m.log[n-1]
 		if e.Term < prev.term {
-			k.c.fail("machine %d: entry %d has term %d behind term %d", m.index, e.Index, e.Term, prev.term)
+			k.c.fail("I3 log matching: machine %d: entry %d has term %d behind term %d", m.index, e.Index, e.Term, prev.term)
 		}
 	}
 	if e.Index != int64(len(m.log))+1 {
-		k.c.fail("machine %d: entry %d follows entry %d", m.index, e.Index, len(m.log))
+		k.c.fail("I9 ordering: machine %d: entry %d follows entry %d", m.index, e.Index, len(m.log))
 	}
-	payload := e.Data
-	if e.Type != entry.Data {
-		payload = e.Meta
+	if got := graft.SimTerm(m.node, e.Index); got != e.Term {
+		k.c.fail("I3 log matching: machine %d, in term %d, takes entry %d for one of term %d; it is of term %d",
+			m.index, m.st.Term, e.Index, got, e.Term)
 	}
-	sum := sumOf(payload)
+	sum := entrySum(e)
 	key := entryKey{e.Index, e.Term}
 	info := k.entries[key]
 	if info == nil {
 		info = &entryInfo{index: e.Index, term: e.Term, prev: prev, sum: sum, typ: e.Type}
 		k.entries[key] = info
+		k.govern(m, info, e.Meta)
 		if e.Type == entry.Data {
 			k.c.clients.logged(info, e.Data)
 		}
 		return info
 	}
 	if info.sum != sum || info.typ != e.Type || info.prev != prev {
-		k.c.fail("log matching: entry %d of term %d on machine %d differs from another's, or what precedes it does", e.Index, e.Term, m.index)
+		k.c.fail("I3 log matching: entry %d of term %d on machine %d differs from another's, or what precedes it does", e.Index, e.Term, m.index)
 	}
 	return info
 }
 
-// sumOf is FNV-1a.
+// entrySum stands for what an entry says.
+func entrySum(e entry.Entry) uint64 {
+	if e.Type != entry.Data {
+		return sumOf(e.Meta)
+	}
+	return sumOf(e.Data)
+}
+
+// sumOf tells contents apart, eight bytes at a time: whole logs are read again after every restart.
 func sumOf(b []byte) uint64 {
-	h := uint64(14695981039346656037)
+	h := uint64(len(b)) ^ 14695981039346656037
+	for ; len(b) >= 8; b = b[8:] {
+		h = mix(h, binary.LittleEndian.Uint64(b))
+	}
 	for _, c := range b {
-		h = (h ^ uint64(c)) * 1099511628211
+		h = mix(h, uint64(c))
 	}
 	return h
+}
+
+func mix(h, v uint64) uint64 {
+	h = bits.RotateLeft64(h^v, 29) * 0x9e3779b97f4a7c15
+	return h ^ h>>32
 }
 
 // durable notes which entries a replica calls durable.
 func (k *checker) durable(m *machine) {
 	n := m.st.Durable
 	if n > m.st.Last {
-		k.c.fail("machine %d: durable up to %d, the log ends at %d", m.index, n, m.st.Last)
+		k.c.fail("I9 ordering: machine %d: durable up to %d, the log ends at %d", m.index, n, m.st.Last)
 		return
 	}
 	for i := m.marked; i < n; i++ {
-		m.log[i].on |= 1 << m.index
+		m.log[i].on |= setOf(m)
 	}
 	more := n > m.marked
 	m.marked = n
 	if more && k.suspicious(m) {
 		k.audit(m)
 	}
+	m.unsure = m.unsure && n < m.st.Last
 }
 
 // commit checks a commit index that has moved.
 func (k *checker) commit(m *machine, old graft.SimState) {
 	n := m.st.Commit
 	if n < old.Commit || n > m.st.Last {
-		k.c.fail("machine %d: commit went from %d to %d, the log ends at %d", m.index, old.Commit, n, m.st.Last)
+		k.c.fail("I9 ordering: machine %d: commit went from %d to %d, the log ends at %d", m.index, old.Commit, n, m.st.Last)
 		return
 	}
 	if n <= int64(len(k.committed)) {
 		if n > 0 && k.committed[n-1] != m.log[n-1] {
-			k.c.fail("state machine safety: machine %d commits another entry %d, or other ones before, than was committed", m.index, n)
+			k.c.fail("I6 state machine safety: machine %d commits another entry %d, or other ones before, than was committed", m.index, n)
 		}
 		return
 	}
 	last := m.log[n-1]
 	if len(k.committed) > 0 && m.log[len(k.committed)-1] != k.committed[len(k.committed)-1] {
-		k.c.fail("state machine safety: machine %d commits %d behind other entries than were committed", m.index, n)
+		k.c.fail("I6 state machine safety: machine %d commits %d behind other entries than were committed", m.index, n)
 	}
 	if m.st.Role != graft.RoleLeader || last.term != m.st.Term {
-		k.c.fail("commit rule: machine %d, %v in term %d, is the first to commit %d of term %d", m.index, m.st.Role, m.st.Term, n, last.term)
+		k.c.fail("I7 commit rule: machine %d, %v in term %d, is the first to commit %d of term %d", m.index, m.st.Role, m.st.Term, n, last.term)
 	}
-	if bits.OnesCount16(last.on) < k.c.majority() {
-		k.c.fail("commit rule: machine %d commits %d, which is durable on machines %b only", m.index, n, last.on)
+	if on := k.counted(m, last); !last.conf.quorum(on) {
+		k.c.fail("I7 commit rule: machine %d commits %d, which is durable on machines %b only, under configuration %v", m.index, n, on, last.conf)
 	}
-	k.committed = append(k.committed, m.log[len(k.committed):n]...)
+	before := len(k.committed)
+	k.committed = append(k.committed, m.log[before:n]...)
 	k.c.Count.Commits++
+	for _, e := range k.committed[before:] {
+		if e.typ == entry.Configuration {
+			k.confCommitted(e.conf)
+		}
+	}
+	k.noComeback()
 }
 
 // role checks election safety and leader completeness.
@@ -233,23 +308,25 @@ func (k *checker) role(m *machine, old graft.SimState) {
 		k.failed(m)
 	case st.Role == graft.RoleCandidate && (old.Role != graft.RoleCandidate || old.Term != st.Term):
 		k.c.Count.Campaigns++
+		k.mayCampaign(m)
 	}
 	if st.Role != graft.RoleLeader || old.Role == graft.RoleLeader && old.Term == st.Term {
 		return
 	}
 	k.c.Count.Leaderships++
 	k.c.hist.note(m.index, "leads term %d", st.Term)
+	m.ledSince, m.heardOf, m.heardSent = k.c.sim.Now(), [16]time.Time{}, [16]time.Time{}
+	m.lost, m.heardFirst = [16]lostDisk{}, [16]time.Time{}
 	t := k.term(st.Term)
 	if t.leader != nil && (t.leader != m || t.boot != m.boot) {
-		k.c.fail("election safety: machines %d and %d lead term %d", t.leader.index, m.index, st.Term)
+		k.c.fail("I1 election safety: machines %d and %d lead term %d", t.leader.index, m.index, st.Term)
 	}
 	t.leader, t.boot = m, m.boot
 	k.c.clients.duel()
-	if got := bits.OnesCount16(t.votes[m.address] | 1<<m.index); got < k.c.majority() {
-		k.c.fail("election safety: machine %d leads term %d with %d votes", m.index, st.Term, got)
-	}
+	k.c.awake(m)
+	k.elected(m, t)
 	if n := int64(len(k.committed)); n > 0 && (st.Last < n || m.log[n-1] != k.committed[n-1]) {
-		k.c.fail("leader completeness: machine %d leads term %d without what was committed up to %d", m.index, st.Term, n)
+		k.c.fail("I5 leader completeness: machine %d leads term %d without what was committed up to %d", m.index, st.Term, n)
 	}
 }
 
@@ -257,7 +334,7 @@ func (k *checker) role(m *machine, old graft.SimState) {
 func (k *checker) failed(m *machine) {
 	k.c.Count.NodeFailures++
 	if !m.injected {
-		k.c.fail("machine %d failed without reason: %v", m.index, m.node.Status().Err)
+		k.c.fail("I14 honest failure: machine %d failed without reason: %v", m.index, m.node.Status().Err)
 		return
 	}
 	if k.c.healed { // its store had failed before, and it has only now got something to write
@@ -267,44 +344,60 @@ func (k *checker) failed(m *machine) {
 		})
 		return
 	}
-	k.c.later(k.c.rng.between(1e7, 5e9), m, func() { m.crash(m.rng.IntN(2) == 0, false) })
+	k.c.later(k.c.rng.between(1e7, 5e9), m, func() {
+		switch m.rng.IntN(3) {
+		case 0:
+			m.crash(true, false)
+		case 1:
+			m.crash(false, false)
+		default: // it owes everybody an answer all the same
+			k.c.Count.FailedStops++
+			m.stop()
+		}
+	})
 }
 
 // recovered checks what a new process found on its disk.
 func (k *checker) recovered(m *machine) {
-	before := int64(len(m.log))
+	was, before := m.log, int64(len(m.log))
 	m.st = graft.SimStateOf(m.node)
 	m.log, m.marked = nil, 0
+	k.rebased(m, graft.SimState{})
 	k.read(m)
-	if c := m.claim; c != nil {
+	if c := m.claim; c != nil && !k.replaced(m, was, c) {
 		if m.st.Last < c.index || m.log[c.index-1] != c {
-			k.c.fail("durability: machine %d called entry %d of term %d durable and came back with %d entries", m.index, c.index, c.term, m.st.Last)
+			k.c.fail("I10 durability: machine %d called entry %d of term %d durable and came back with %d entries", m.index, c.index, c.term, m.st.Last)
 			return
 		}
 		k.c.Count.Recovered += min(before, m.st.Last) - c.index
 	}
 	k.durable(m)
 	k.commit(m, graft.SimState{})
+	k.sameConf(m)
+	k.confNews = true
 	if m.st.Commit == 0 {
 		k.c.hist.note(m.index, "recovered %d entries", m.st.Last)
 	}
 	said := m.said
 	if m.st.Term < said.term {
-		k.c.fail("machine %d spoke of term %d and came back in term %d", m.index, said.term, m.st.Term)
+		k.c.fail("I2 vote safety: machine %d spoke of term %d and came back in term %d", m.index, said.term, m.st.Term)
 	}
 	if m.st.Term == said.voteTerm && said.vote != "" && m.st.Vote.Address != said.vote {
-		k.c.fail("machine %d voted for %s in term %d and came back with vote %v", m.index, said.vote, said.voteTerm, m.st.Vote)
+		k.c.fail("I2 vote safety: machine %d voted for %s in term %d and came back with vote %v", m.index, said.vote, said.voteTerm, m.st.Vote)
 	}
 }
 
 // called sees a request when it is sent.
 func (k *checker) called(m *machine, c *rpc.Call) {
+	if c.Method == "pre_vote" || c.Method == "request_vote" {
+		k.asks(m)
+	}
 	if c.Method != "request_vote" {
 		return
 	}
 	var req raftpb.RequestVoteRequest
 	if err := proto.Unmarshal(appendAll(nil, c.Message), &req); err != nil {
-		k.c.fail("machine %d sends a malformed vote request: %v", m.index, err)
+		k.c.fail("messages: machine %d sends a malformed vote request: %v", m.index, err)
 		return
 	}
 	k.says(m, req.GetTerm())
@@ -312,7 +405,7 @@ func (k *checker) called(m *machine, c *rpc.Call) {
 }
 
 // answered sees an answer when it is given.
-func (k *checker) answered(m, to *machine, req *rpc.Request, code int32, message []byte) {
+func (k *checker) answered(m, to *machine, req *rpc.Request, at time.Time, code int32, message []byte) {
 	if code != 0 {
 		return
 	}
@@ -320,10 +413,13 @@ func (k *checker) answered(m, to *machine, req *rpc.Request, code int32, message
 	case "request_vote", "pre_vote":
 		var resp raftpb.RequestVoteResponse
 		if err := proto.Unmarshal(message, &resp); err != nil {
-			k.c.fail("machine %d gives a malformed vote: %v", m.index, err)
+			k.c.fail("messages: machine %d gives a malformed vote: %v", m.index, err)
 			return
 		}
 		k.says(m, resp.GetTerm())
+		if resp.GetGranted() && req.Method == "pre_vote" {
+			k.sticky(m, to, at)
+		}
 		if resp.GetGranted() && req.Method == "request_vote" {
 			k.c.Count.VotesGranted++
 			k.votes(m, resp.GetTerm(), to.address)
@@ -331,13 +427,26 @@ func (k *checker) answered(m, to *machine, req *rpc.Request, code int32, message
 	case "append_entries":
 		resp, err := wire.ParseAppendResponse(message)
 		if err != nil {
-			k.c.fail("machine %d gives a malformed answer: %v", m.index, err)
+			k.c.fail("messages: machine %d gives a malformed answer: %v", m.index, err)
 			return
 		}
 		k.says(m, resp.Term)
+		k.heard(m, req, resp.Term)
 		if resp.Success {
 			k.stored(m, req)
 		}
+	case "install_snapshot":
+		k.installed(m, req, message)
+	}
+}
+
+// heard notes that a replica took a message for one of its leader's, as far as steady cares.
+func (k *checker) heard(m *machine, req *rpc.Request, term int64) {
+	if k.c.steadySince.IsZero() {
+		return
+	}
+	if r, err := wire.ParseAppendRequest(req.Message, req.Attachment); err == nil && r.Term == term {
+		m.contact, m.tellable = k.c.sim.Now(), time.Time{}
 	}
 }
 
@@ -348,7 +457,7 @@ func (k *checker) stored(m *machine, req *rpc.Request) {
 		return
 	}
 	if st := graft.SimStateOf(m.node); st.Durable < r.Entries.Last() {
-		k.c.fail("machine %d acknowledges %d, durable is %d", m.index, r.Entries.Last(), st.Durable)
+		k.c.fail("I17 disk honesty: machine %d acknowledges %d, durable is %d", m.index, r.Entries.Last(), st.Durable)
 	}
 }
 
@@ -359,18 +468,24 @@ func (k *checker) says(m *machine, term int64) {
 	}
 	m.said.term = term
 	if saved := graft.SimStateOf(m.node).SavedTerm; saved < term {
-		k.c.fail("machine %d speaks of term %d, durable is %d", m.index, term, saved)
+		k.c.fail("I17 disk honesty: machine %d speaks of term %d, durable is %d", m.index, term, saved)
 	}
 }
 
 // votes notes a vote that somebody was told of.
 func (k *checker) votes(m *machine, term int64, candidate string) {
 	if term < m.said.voteTerm || term == m.said.voteTerm && m.said.vote != candidate {
-		k.c.fail("machine %d votes for %s in term %d after %s in term %d", m.index, candidate, term, m.said.vote, m.said.voteTerm)
+		k.c.fail("I2 vote safety: machine %d votes for %s in term %d after %s in term %d", m.index, candidate, term, m.said.vote, m.said.voteTerm)
 	}
+	news := term != m.said.voteTerm
 	m.said.voteTerm, m.said.vote = term, candidate
-	k.term(term).votes[candidate] |= 1 << m.index
-	if m.rng.IntN(50) == 0 {
+	t := k.term(term)
+	t.votes[candidate] |= setOf(m)
+	st := graft.SimStateOf(m.node)
+	if st.Waiting {
+		t.weak |= setOf(m)
+	}
+	if often := news && !st.Saved; m.rng.IntN(50) == 0 || often { // something is on its way to the disk: the vote?
 		k.audit(m)
 	}
 }

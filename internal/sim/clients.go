@@ -16,7 +16,7 @@ type clients struct {
 	c      *Cluster
 	rng    draw
 	ledger []write // the write with id i+1
-	acked  int64   // the greatest index that was acknowledged to anybody
+	acked  int64   // the greatest index that anybody has seen: by a write that was acknowledged, or a read
 	late   bool    // a detached answer is given: these come in any order
 	filler []byte
 	bulk   bool // the next value is large
@@ -39,6 +39,8 @@ type write struct {
 	state   outcome
 	entry   *entryInfo // in whose log it was seen
 	index   int64      // where it was applied
+	floor   int64      // what had been seen when it was proposed
+	term    int64      // the only one in which it may be; 0: any
 }
 
 func newClients(c *Cluster, rng *rand.Rand) *clients {
@@ -75,7 +77,9 @@ func (l *clients) every(perSecond float64, f func()) {
 	next = func() {
 		l.c.sim.After(time.Duration(1+l.rng.ExpFloat64()/perSecond*float64(time.Second)), func() {
 			if l.active {
-				f()
+				if !l.c.lull || l.rng.chance(callInLull) {
+					f()
+				}
 				next()
 			}
 		})
@@ -154,11 +158,12 @@ func (l *clients) propose(m *machine, then func(err error)) {
 		return
 	}
 	l.c.Count.Writes++
-	l.ledger = append(l.ledger, write{machine: m.index, boot: m.boot})
+	l.ledger = append(l.ledger, write{machine: m.index, boot: m.boot, floor: l.acked})
 	id := len(l.ledger)
 	task := graft.Task{Data: l.payload(id)}
 	if l.rng.chance(l.c.o.Load.WrongTerm) {
 		task.ExpectedTerm = max(m.st.Term+int64(l.rng.IntN(2)), 1)
+		l.ledger[id-1].term = task.ExpectedTerm
 	}
 	boot := m.boot
 	task.Done = func(result any, err error) {
@@ -175,12 +180,12 @@ func (l *clients) written(m *machine, boot, id int, result any, err error) bool 
 	w := &l.ledger[id-1]
 	switch {
 	case m.boot != boot:
-		l.c.fail("write %d: answered by a dead process of machine %d", id, m.index)
+		l.c.fail("I13 exactly one answer: write %d: answered by a dead process of machine %d", id, m.index)
 		return false
 	case m.proc.Dead(): // it is killed in this very step
 		return false
 	case w.state != pendingYet:
-		l.c.fail("write %d on machine %d: answered twice, the second time with %v", id, m.index, err)
+		l.c.fail("I13 exactly one answer: write %d on machine %d: answered twice, the second time with %v", id, m.index, err)
 		return false
 	}
 	m.writes--
@@ -194,7 +199,7 @@ func (l *clients) written(m *machine, boot, id int, result any, err error) bool 
 		w.state = refused
 		l.refusal(code)
 		if w.entry != nil {
-			l.c.fail("write %d on machine %d: refused with %v, and yet it is entry %d of term %d", id, m.index, err, w.entry.index, w.entry.term)
+			l.c.fail("I14 honest failure: write %d on machine %d: refused with %v, and yet it is entry %d of term %d", id, m.index, err, w.entry.index, w.entry.term)
 		}
 	}
 	return true
@@ -205,11 +210,14 @@ func (l *clients) succeeded(m *machine, w *write, id int, result any) {
 	l.c.Count.Acked++
 	index, _ := result.(int64)
 	if index == 0 || index != w.index || m.app.applied < index {
-		l.c.fail("write %d on machine %d: result %v, applied at %d; the machine has applied %d", id, m.index, result, w.index, m.app.applied)
+		l.c.fail("I14 honest failure: write %d on machine %d: result %v, applied at %d; the machine has applied %d", id, m.index, result, w.index, m.app.applied)
+	}
+	if index <= w.floor {
+		l.c.fail("I20 client history: write %d on machine %d takes effect at %d, but %d had been seen before it was proposed", id, m.index, index, w.floor)
 	}
 	if !l.late {
 		if index <= m.app.acked {
-			l.c.fail("write %d on machine %d: acknowledged %d after %d", id, m.index, index, m.app.acked)
+			l.c.fail("I13 exactly one answer: write %d on machine %d: acknowledged %d after %d", id, m.index, index, m.app.acked)
 		}
 		m.app.acked = index
 	}
@@ -239,15 +247,17 @@ func (l *clients) logged(info *entryInfo, data []byte) {
 		id = idOf(data)
 	}
 	if id < 1 || id > len(l.ledger) {
-		l.c.fail("entry %d of term %d was proposed by nobody", info.index, info.term)
+		l.c.fail("I20 client history: entry %d of term %d was proposed by nobody", info.index, info.term)
 		return
 	}
 	w := &l.ledger[id-1]
 	switch {
 	case w.entry != nil:
-		l.c.fail("write %d became entries %d of term %d and %d of term %d", id, w.entry.index, w.entry.term, info.index, info.term)
+		l.c.fail("I20 client history: write %d became entries %d of term %d and %d of term %d", id, w.entry.index, w.entry.term, info.index, info.term)
+	case w.term != 0 && w.term != info.term:
+		l.c.fail("I14 honest failure: write %d was proposed for term %d only, and becomes entry %d of term %d", id, w.term, info.index, info.term)
 	case w.state == refused:
-		l.c.fail("write %d was refused, and yet becomes entry %d of term %d", id, info.index, info.term)
+		l.c.fail("I14 honest failure: write %d was refused, and yet becomes entry %d of term %d", id, info.index, info.term)
 	}
 	w.entry = info
 }
@@ -259,14 +269,33 @@ func (l *clients) applied(m *machine, index int64, data []byte) {
 		id = idOf(data)
 	}
 	if id < 1 || id > len(l.ledger) {
-		l.c.fail("machine %d applies %d, which nobody proposed", m.index, index)
+		l.c.fail("I20 client history: machine %d applies %d, which nobody proposed", m.index, index)
 		return
 	}
 	w := &l.ledger[id-1]
 	if w.index != 0 && w.index != index {
-		l.c.fail("write %d is applied at %d and at %d", id, w.index, index)
+		l.c.fail("I20 client history: write %d is applied at %d and at %d", id, w.index, index)
 	}
 	w.index = index
+}
+
+// finalScan looks for every write that was acknowledged: it is committed where it was said to be, and on the disks of a
+// quorum of those who count now.
+func (l *clients) finalScan() {
+	committed, conf := l.c.check.committed, l.c.leader().conf()
+	for i := range l.ledger {
+		w := &l.ledger[i]
+		if w.state != acked {
+			continue
+		}
+		switch e := w.entry; {
+		case e == nil || w.index > int64(len(committed)) || committed[w.index-1] != e:
+			l.c.fail("I10 durability: write %d was acknowledged at %d and is lost", i+1, w.index)
+		case !conf.quorum(e.on):
+			l.c.fail("I10 durability: write %d, entry %d of term %d, is on the disks of machines %b only, under configuration %v",
+				i+1, e.index, e.term, e.on, conf)
+		}
+	}
 }
 
 // read asks for a read index.
@@ -283,12 +312,12 @@ func (l *clients) ask(m *machine, then func(err error)) {
 	m.node.ReadIndexAsync(func(index int64, err error) {
 		switch {
 		case m.boot != boot:
-			l.c.fail("read answered by a dead process of machine %d", m.index)
+			l.c.fail("I13 exactly one answer: read answered by a dead process of machine %d", m.index)
 			return
 		case m.proc.Dead():
 			return
 		case over:
-			l.c.fail("machine %d: a read is answered twice, the second time with %d, %v", m.index, index, err)
+			l.c.fail("I13 exactly one answer: machine %d: a read is answered twice, the second time with %d, %v", m.index, index, err)
 			return
 		}
 		over = true
@@ -310,9 +339,11 @@ func (l *clients) answered(m *machine, role graft.NodeRole, floor, index int64, 
 		l.c.Count.FollowerReads++
 	}
 	if index < floor {
-		l.c.fail("read index: machine %d answers %d, %d was acknowledged before", m.index, index, floor)
+		l.c.fail("I12 read index: machine %d answers %d, %d had been seen before", m.index, index, floor)
 	}
-	if applied := graft.SimStateOf(m.node).Applied; applied < index || index > int64(len(l.c.check.committed)) {
-		l.c.fail("read index: machine %d answers %d, has applied %d, committed is %d", m.index, index, applied, len(l.c.check.committed))
+	applied := graft.SimStateOf(m.node).Applied
+	l.acked = max(l.acked, min(applied, int64(len(l.c.check.committed)))) // whoever reads sees all that is applied here
+	if applied < index || index > int64(len(l.c.check.committed)) {
+		l.c.fail("I12 read index: machine %d answers %d, has applied %d, committed is %d", m.index, index, applied, len(l.c.check.committed))
 	}
 }

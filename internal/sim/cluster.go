@@ -21,54 +21,71 @@ import (
 type Cluster struct {
 	Count Counters
 
-	o        Options
-	sim      *actor.Sim
-	net      *Network
-	machines []*machine
-	conf     graft.Configuration
-	check    *checker
-	clients  *clients
-	hist     *history
-	rng      draw // faults
-	disks    *rand.Rand
-	writer   *machine // whose disk was written in this step
-	healed   bool     // the second phase
-	err      error
+	o           Options // some change while it runs
+	drawn       Options // as they were
+	sim         *actor.Sim
+	net         *Network
+	machines    []*machine
+	conf        graft.Configuration
+	check       *checker
+	clients     *clients
+	admin       *admin
+	hist        *history
+	rng         draw // faults
+	disks       *rand.Rand
+	writer      *machine  // whose disk was written in this step
+	healed      bool      // the second phase
+	lull        bool      // little happens now
+	acts        []act     // what was done
+	awaited     []awaited // leaderships
+	steadySince time.Time // nothing is to change since then; zero: it may
+	err         error
 }
 
 // New returns a cluster whose machines are off. Start turns them on.
 func New(o Options) *Cluster {
-	s := actor.NewSim(o.Seed)
-	c := &Cluster{o: o, sim: s, rng: draw{rand.New(rand.NewPCG(o.Seed, 1))}, disks: rand.New(rand.NewPCG(o.Seed, 2))}
+	s := actor.NewSim(o.Seed + o.Shake<<32)
+	c := &Cluster{o: o, drawn: o, sim: s, rng: draw{rand.New(rand.NewPCG(o.Seed, 1))}, disks: rand.New(rand.NewPCG(o.Seed, 2))}
 	c.hist = newHistory(s, &c.Count.TornTails)
 	var addresses []string
-	for i := range o.Nodes {
+	for i := range o.Nodes + o.Spares {
 		addresses = append(addresses, fmt.Sprintf("10.0.0.%d:8000", i+1))
 	}
-	c.conf = graft.MustParseConfiguration(strings.Join(addresses, ","))
+	c.conf = graft.MustParseConfiguration(strings.Join(addresses[:o.Nodes], ","))
 	c.net = newNetwork(s, rand.New(rand.NewPCG(o.Seed, 3)), o.Net, &c.Count, c, addresses)
 	c.check = newChecker(c)
+	c.admin = &admin{c: c, rng: draw{rand.New(rand.NewPCG(o.Seed, 5))}}
 	c.clients = newClients(c, rand.New(rand.NewPCG(o.Seed, 4)))
 	for i, a := range addresses {
 		c.machines = append(c.machines, newMachine(c, i, a, rand.New(rand.NewPCG(o.Seed, 100+uint64(i)))))
 	}
 	s.Latency = c.latency
-	s.AfterStep = func(string) {
+	s.AfterStep = func(p *actor.Process) {
 		c.writer = nil
-		for _, m := range c.machines {
-			if m.up {
+		for _, m := range c.machines { // a step changes one replica at most
+			if m.up && m.proc == p {
 				c.check.look(m)
 			}
 		}
+		c.admin.stepped()
 	}
 	return c
 }
 
-// Start turns all machines on.
+// Start turns all machines on but the spare ones.
 func (c *Cluster) Start() {
-	for _, m := range c.machines {
+	for _, m := range c.machines[:c.o.Nodes] {
 		m.start()
 	}
+	c.everyNow(c.o.Election/2, c.check.checkQuorum)
+}
+
+// everyNow calls f every d.
+func (c *Cluster) everyNow(d time.Duration, f func()) {
+	c.sim.After(d, func() {
+		f()
+		c.everyNow(d, f)
+	})
 }
 
 // latency is how long an actor waits for its turn, and the disk for its bytes.
@@ -76,6 +93,9 @@ func (c *Cluster) latency(rng *rand.Rand, name string) time.Duration {
 	if m := c.writer; m != nil && strings.HasPrefix(name, "wal-") {
 		c.writer = nil
 		d := c.o.Disk.Sync + time.Duration(c.disks.Int64N(int64(c.o.Disk.Jitter)+1))
+		if left := m.stuckUntil.Sub(c.sim.Now()); left > 0 {
+			d += left
+		}
 		if m.slow {
 			d += time.Duration(c.disks.Int64N(int64(c.o.Disk.Slow) + 1))
 		}
@@ -108,8 +128,6 @@ func (c *Cluster) fail(format string, args ...any) {
 	}
 }
 
-func (c *Cluster) majority() int { return len(c.machines)/2 + 1 }
-
 // leader is the machine that leads in the highest term, nil if none does.
 func (c *Cluster) leader() *machine {
 	var found *machine
@@ -133,9 +151,31 @@ func (c *Cluster) later(d time.Duration, m *machine, f func()) {
 
 func (c *Cluster) called(from int, call *rpc.Call) { c.check.called(c.machines[from], call) }
 
-func (c *Cluster) answered(by, to int, req *rpc.Request, code int32, message []byte) {
-	c.check.answered(c.machines[by], c.machines[to], req, code, message)
+func (c *Cluster) answered(by, to int, req *rpc.Request, at time.Time, code int32, message []byte) {
+	c.check.answered(c.machines[by], c.machines[to], req, at, code, message)
 }
+
+// waiting checks that a leader does not send more and more to who does not answer: requests in flight are bounded, and besides
+// them there are heartbeats, which time out. What was given up, because the follower refused it or another leadership began,
+// is on its way until it times out: a window more, and two of the leadership before.
+func (c *Cluster) waiting(from, to, appends int) {
+	if most := 4*c.o.inflight() + 4*c.o.Heartbeat + 16; appends > most {
+		c.fail("I18 bounded resources: machine %d has %d append_entries calls to machine %d under way, at most %d are allowed", from, appends, to, most)
+	}
+}
+
+func (c *Cluster) heard(at, from int, sent time.Time, message []byte) {
+	c.check.heardBy(c.machines[at], c.machines[from], sent)
+	c.check.missing(c.machines[at], c.machines[from], sent, message)
+	c.admin.beforeCommit(c.machines[at], c.machines[from])
+	c.heardLate(c.machines[at], sent, message)
+}
+
+func (c *Cluster) appends(at int, from *Transport, message, attachment []byte) {
+	c.machines[at].lastAppend = appendSeen{c.sim.Now(), from, message, attachment}
+}
+
+func (c *Cluster) down(at int) { c.machines[at].surprised = c.sim.Now() }
 
 func (c *Cluster) arrived(at int) {
 	if m := c.machines[at]; m.up {
@@ -149,8 +189,9 @@ type Result struct {
 	Count   Counters
 	Virtual time.Duration
 	Steps   uint64
-	Trace   uint64 // which step ran when
-	Events  uint64 // what was logged when
+	Trace   uint64   // which step ran when
+	Events  uint64   // what was logged when
+	Acts    []string // what was done, in order
 	Err     error
 }
 
@@ -161,7 +202,9 @@ func (c *Cluster) play() Result {
 	start := c.sim.Now()
 	c.guard(func() {
 		c.Start()
+		c.weather()
 		c.unleash()
+		c.admin.begin()
 		c.clients.begin()
 		if c.run(c.o.Faulty) {
 			c.recoverAll()
@@ -182,11 +225,17 @@ func (c *Cluster) guard(f func()) {
 
 func (c *Cluster) result(start time.Time) Result {
 	r := Result{
-		Options: c.o, Count: c.Count, Virtual: c.sim.Now().Sub(start), Steps: c.sim.Steps(),
-		Trace: c.sim.TraceHash(), Events: c.hist.sum.Sum64(),
+		Options: c.drawn, Count: c.Count, Virtual: c.sim.Now().Sub(start), Steps: c.sim.Steps(),
+		Trace: c.sim.TraceHash(), Events: c.hist.sum,
+	}
+	var acts []string
+	for _, a := range c.acts {
+		r.Acts = append(r.Acts, a.name)
+		acts = append(acts, a.String())
 	}
 	if c.err != nil {
-		r.Err = fmt.Errorf("seed %d after %v: %w\noptions: %v\nlatest events:\n%s%s", c.o.Seed, r.Virtual, c.err, c.o, c.hist, c.describe())
+		r.Err = fmt.Errorf("seed %d after %v: %w\noptions: %v\nlatest events:\n%s%slatest acts of %d: %s", c.o.Seed, r.Virtual, c.err, r.Options,
+			c.hist, c.describe(), len(acts), strings.Join(acts[max(0, len(acts)-50):], ", "))
 	}
 	return r
 }

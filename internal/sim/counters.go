@@ -11,14 +11,21 @@ import (
 type Counters struct {
 	// What the network did.
 	Messages, Lost, Duplicated, Reordered, Spikes, Cuts, CutOff, Resets, Refused, Timeouts int64
-	LateAnswers, LateForDead, Downs                                                        int64
+	LateAnswers, LateForDead, Downs, Lulls                                                 int64
 
 	// What was done to machines.
 	PowerCuts, Kills, CutsAtOp, CutsInRecovery, Restarts, Stops, Vanished, Wipes, Freezes, SlowDisks, RateChanges int64
-	DiskErrors, DiskFull, AppFailures, SlowApps, NodeFailures, TornTails, TornCuts                                int64
+	DiskErrors, DiskFull, AppFailures, SlowApps, NodeFailures, FailedStops, TornTails, TornCuts                   int64
+
+	Overwrites, Comebacks, Rivalries, SplitVotes, FalseDeaths, HeldAnswers, LostAcks int64
+
+	Partitions, SlowLinks, ClockJumps, CrashLoops, StuckDisks, SpaceErrors, Rotted, RotRefused, WrongDirs, DoublyOpened, WipedLearners int64
 
 	// What the group did.
-	Leaderships, Campaigns, Truncations, TruncatedEntries, TruncatedDurable, Recovered, Commits, Applied, VotesGranted int64
+	Leaderships, Campaigns, Truncations, TruncatedEntries, TruncatedDurable, TruncatedInFlight, TruncatedTerms, Recovered, Commits, Applied, VotesGranted int64
+
+	// What became of snapshots.
+	SavesBegun, Saved, SavesFailed, LogsCut, Loaded, LoadedAtStart, TailsReplaced, InstallsAnswered, SavesAsked, Resumed int64
 
 	// What clients saw.
 	Writes, Acked, UnknownOutcomes, NotLeader, NoSpace, Overloaded, TermMismatch, OtherRefusals int64
@@ -26,6 +33,23 @@ type Counters struct {
 	Detached, Chained                                                                           int64
 	Audits, Duels,
 	LostWithProcess, ReadsAfterStop int64
+
+	// How the membership changed: what was asked for, by kind, and what came of it.
+	AddsOK, AddsFailed, AddsUnknown                        int64
+	RemovesOK, RemovesFailed, RemovesUnknown               int64
+	LearnersOK, LearnersFailed, LearnersUnknown            int64 // added or demoted
+	LearnersRemoved, LearnersNotRemoved                    int64
+	ChangesOK, ChangesFailed, ChangesUnknown               int64
+	NoChanges                                              int64 // already so
+	CatchupsFailed, Unreachable, Canceled, CancelsRefused  int64
+	ChangesBusy, ChangesInvalid, ChangesLate, ConfMismatch int64
+	TransfersOK, TransfersFailed, TransfersRefused         int64
+	JointEntered, JointInherited, ConfCommitted            int64
+	ConfTruncated, OutsiderCampaigns                       int64
+	LeadersLostCatchingUp, LeadersLostJoint                int64
+	LeadersLostStable, LeadersLostAtCommit, LeadersRemoved int64
+	Promoted, Demoted, ReAdded, WipedJoiners               int64
+	Told, Retired, Zombies, Storms, Hits                   int64
 }
 
 // Add adds up what happened in several runs.
@@ -36,12 +60,12 @@ func (c *Counters) Add(o *Counters) {
 	}
 }
 
-// Zero lists what never happened.
+// Zero lists what never happened, and might have.
 func (c *Counters) Zero() (names []string) {
 	v := reflect.ValueOf(c).Elem()
 	for i := range v.NumField() {
-		if v.Field(i).Int() == 0 {
-			names = append(names, v.Type().Field(i).Name)
+		if name := v.Type().Field(i).Name; v.Field(i).Int() == 0 && (name != "Resumed" || DurableMachines) {
+			names = append(names, name)
 		}
 	}
 	return names

@@ -1,10 +1,7 @@
 package sim
 
 import (
-	"encoding/binary"
 	"fmt"
-	"hash"
-	"hash/fnv"
 	"strings"
 	"time"
 
@@ -22,7 +19,7 @@ type history struct {
 	start time.Time
 	ring  []event
 	next  int
-	sum   hash.Hash64
+	sum   uint64
 	cuts  *int64 // counts torn tails
 	sink  func(string)
 }
@@ -39,7 +36,7 @@ type event struct {
 const ringSize = 80
 
 func newHistory(s *actor.Sim, cuts *int64) *history {
-	return &history{sim: s, start: s.Now(), ring: make([]event, 0, ringSize), sum: fnv.New64a(), cuts: cuts}
+	return &history{sim: s, start: s.Now(), ring: make([]event, 0, ringSize), cuts: cuts}
 }
 
 // note records an event. args are formatted later, so they must not change.
@@ -49,11 +46,10 @@ func (h *history) note(machine int, text string, args ...any) {
 
 func (h *history) add(e event) {
 	e.at = h.sim.Now().Sub(h.start)
-	var b [16]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(e.at))
-	binary.LittleEndian.PutUint64(b[8:], uint64(e.machine))
-	h.sum.Write(b[:])
-	h.sum.Write([]byte(e.text))
+	h.sum = mix(mix(h.sum, uint64(e.at)), uint64(e.machine))
+	for i := range len(e.text) {
+		h.sum = mix(h.sum, uint64(e.text[i]))
+	}
 	if h.sink != nil {
 		h.sink(e.String())
 	}

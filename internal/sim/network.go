@@ -41,8 +41,12 @@ type Network struct {
 // tap sees what processes say.
 type tap interface {
 	called(from int, c *rpc.Call)
-	answered(by, to int, req *rpc.Request, code int32, message []byte)
+	answered(by, to int, req *rpc.Request, at time.Time, code int32, message []byte) // at: when the request came
 	arrived(at int)
+	waiting(from, to, appends int)
+	heard(at, from int, sent time.Time, message []byte)          // an answer to what was sent then arrives
+	appends(at int, from *Transport, message, attachment []byte) // append_entries arrives
+	down(at int)                                                 // it is told that somebody is gone
 }
 
 // endpoint is a machine's place in the network.
@@ -55,8 +59,9 @@ type endpoint struct {
 
 // link is one direction between two machines.
 type link struct {
-	cut  bool
-	last time.Time // when the latest message in order arrives
+	cut   bool
+	last  time.Time     // when the latest message in order arrives
+	delay time.Duration // more than on others
 }
 
 func newNetwork(s *actor.Sim, rng *rand.Rand, o NetOptions, count *Counters, t tap, addresses []string) *Network {
@@ -120,7 +125,7 @@ func (n *Network) send(from, to *endpoint, target *Transport, arrive func()) {
 // schedule has a message arrive once. It overtakes, or is overtaken, if it is out of order.
 func (n *Network) schedule(from, to *endpoint, target *Transport, arrive func(), disorder bool) {
 	l := n.link(from, to)
-	at := n.sim.Now().Add(n.latency())
+	at := n.sim.Now().Add(n.latency() + l.delay)
 	if disorder {
 		n.count.Reordered++
 		if n.rng.IntN(4) == 0 {
@@ -144,7 +149,7 @@ func (n *Network) schedule(from, to *endpoint, target *Transport, arrive func(),
 // attach puts a new process in its machine's place.
 func (n *Network) attach(index int, proc *actor.Process) *Transport {
 	e := n.ends[index]
-	t := &Transport{net: n, at: e, proc: proc, calls: make(map[int64]*pending)}
+	t := &Transport{net: n, at: e, proc: proc, calls: make(map[int64]*pending), appends: make([]int, len(n.ends))}
 	t.timer = actor.New(proc, "net", t.expire)
 	e.t, e.vanished = t, false
 	return t

@@ -4,14 +4,19 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"time"
 )
 
 // Options is everything that a run depends on. Draw makes them from a seed.
 type Options struct {
 	Seed      uint64
-	Nodes     int
+	Nodes     int // that begin the group
+	Spares    int // machines that can be added
+	Members   Membership
 	Faulty    time.Duration // the safety phase
+	Storm     time.Duration // how long things happen in it, in the mean
+	Lull      time.Duration // how long little happens then; 0: there are no lulls
 	Net       NetOptions
 	Faults    Faults
 	Disk      DiskOptions
@@ -27,7 +32,13 @@ type Options struct {
 
 	MaxAppendBytes, MaxInflightRequests, MaxInflightBytes, CacheBytes int
 	MaxPendingEntries, MaxPendingReads                                int
-	FirstStart                                                        bool
+	FirstStart, AlwaysJoint                                           bool
+	CatchupMargin                                                     int
+	CatchupTimeout                                                    time.Duration
+	Snap                                                              SnapOptions
+
+	Shake uint64          // other latencies, with everything else the same
+	Acts  map[string]bool // only these acts happen; nil: all do
 }
 
 // Faults says which faults happen: the mean time between two of a kind, 0 for never.
@@ -39,9 +50,27 @@ type Faults struct {
 	Freeze, SlowDisk, Rate          time.Duration
 	DiskError, DiskFull             time.Duration
 	Outage                          time.Duration // how long things stay broken, in the mean
-	RecoveryCut                     float64       // a restart is cut off again
-	App                             float64       // a state machine fails at an entry
-	Keep                            float64       // unsynced units that survive; negative: drawn at each power cut
+	Stuck, Rot, WrongDir            time.Duration
+	WipeLearner, CrashLoop          time.Duration
+	Jump, SlowLink                  time.Duration
+	Overwrite, Comeback, Rivals     time.Duration
+	FalseDeath, LoseAck             time.Duration
+	RecoveryCut                     float64 // a restart is cut off again
+	App                             float64 // a state machine fails at an entry
+	Keep                            float64 // unsynced units that survive; negative: drawn at each power cut
+}
+
+// SnapOptions says when snapshots are saved. Without Entries there are none.
+type SnapOptions struct {
+	Entries      int64 // after so many
+	Margin, Keep int
+	Delay        time.Duration // how long a state machine writes at most
+	Size         int           // of a snapshot, at most
+	Ask          time.Duration // the mean time between two that are asked for
+	Rate         int64         // bytes per second that are sent and received; 0: any
+	Places       int           // copies at a time; 0: the default
+	Durable      bool          // state machines keep what they have applied themselves
+	Keeps        float64       // after such a part of the entries
 }
 
 // DiskOptions is how long a write takes to be synced.
@@ -114,10 +143,83 @@ func Draw(seed uint64) Options {
 		Slow: d.between(50*time.Millisecond, 5*time.Second), Sectors: d.chance(0.5), OrderedDirs: d.chance(0.5),
 	}
 	o.Load = d.load()
+	draw{rand.New(rand.NewPCG(seed, 0x77aa))}.moreFaults(&o.Faults)
+	draw{rand.New(rand.NewPCG(seed, 0x3e3b))}.membership(&o)
+	draw{rand.New(rand.NewPCG(seed, 0x5a95))}.snapshots(&o)
+	if d.chance(0.1) {
+		d.everything(&o)
+	}
 	if o.Nodes > 3 {
 		o.Faulty /= 2
 	}
+	if d.chance(0.6) {
+		o.Storm, o.Lull = d.between(30*time.Second, 3*time.Minute), d.between(3*time.Minute, 30*time.Minute)
+		o.Faulty += time.Duration(float64(o.Faulty) * min(float64(o.Lull)/float64(o.Storm), 12))
+	}
 	return o
+}
+
+// membership draws how the group changes; in a part of the runs it does not.
+func (d draw) membership(o *Options) {
+	o.AlwaysJoint, o.CatchupMargin = d.chance(0.3), pick(d, 0, 0, 1, 5, 50)
+	o.CatchupTimeout = pick(d, 0, 0, 200*time.Millisecond, 3*time.Second)
+	o.Members.Transfer = d.maybe(0.5, time.Second, time.Minute)
+	if d.chance(0.3) {
+		return
+	}
+	o.Spares = pick(d, 1, 1, 2, 2, 3, 4)
+	o.Members = Membership{
+		Change: d.between(500*time.Millisecond, 30*time.Second), Transfer: o.Members.Transfer,
+		Retire: d.between(500*time.Millisecond, 20*time.Second), Storm: pick(d, 0, 0.1, 0.4), Hit: pick(d, 0, 0.2, 0.7),
+		Learners: pick(d, 0, 0.3, 0.6), Cancel: pick(d, 0, 0.2), Elsewhere: d.Float64() * 0.2,
+	}
+	o.Members.Ends = pick(d, 0, 0.2)
+	if o.Nodes+o.Spares > 5 {
+		o.Faulty /= 2
+	}
+}
+
+// snapshots draws whether there are snapshots, and how often.
+func (d draw) snapshots(o *Options) {
+	if d.chance(0.3) {
+		return
+	}
+	o.Snap = SnapOptions{
+		Entries: pick(d, int64(3), 10, 30, 100, 1000), Margin: pick(d, -1, -1, -1, 3, 30, 300), Keep: pick(d, 1, 1, 2, 3),
+		Delay: d.between(time.Millisecond, 5*time.Second), Size: pick(d, 0, 1<<10, 40<<10, 300<<10),
+		Ask: d.maybe(0.3, 2*time.Second, time.Minute), Rate: pick(d, int64(0), 0, 0, 200<<10), Places: pick(d, 0, 0, 1),
+	}
+	if DurableMachines && d.chance(0.3) {
+		o.Snap.Durable, o.Snap.Keeps = true, pick(d, 1, 0.3, 0.02)
+	}
+}
+
+// DurableMachines has some groups with snapshots run durable state machines. They are drawn on demand only: what is said of a
+// committed change at a node that is shut down, and whose full disk never held it, is not settled.
+var DurableMachines bool
+
+// everything switches on what was not drawn, so that all faults meet.
+func (d draw) everything(o *Options) {
+	f := reflect.ValueOf(&o.Faults).Elem()
+	for i := range f.NumField() {
+		if t, ok := f.Field(i).Addr().Interface().(*time.Duration); ok && *t == 0 {
+			*t = d.between(10*time.Second, 2*time.Minute)
+		}
+	}
+	o.Faults.RecoveryCut, o.Faults.App, o.Faults.Keep = max(o.Faults.RecoveryCut, 0.1), max(o.Faults.App, 0.0005), -1
+	o.Net.Loss, o.Net.Dup, o.Net.Reorder = max(o.Net.Loss, 0.005), max(o.Net.Dup, 0.005), max(o.Net.Reorder, 0.005)
+	o.Net.Spike, o.Net.Long = max(o.Net.Spike, 0.002), max(o.Net.Long, time.Second)
+	o.Load.Detach, o.Load.Chain, o.Load.EarlyReturn, o.Load.WrongTerm = 0.05, 0.1, 0.1, 0.05
+	o.Load.Bursts, o.Load.Large = max(o.Load.Bursts, 0.02), max(o.Load.Large, 0.003)
+	o.Load.SlowApp, o.Load.AppDelay = max(o.Load.SlowApp, 0.02), max(o.Load.AppDelay, 100*time.Millisecond)
+	o.Spares = max(o.Spares, 2)
+	if m := &o.Members; m.Change == 0 {
+		*m = Membership{Change: 5 * time.Second, Retire: 8 * time.Second}
+	}
+	m := &o.Members
+	m.Transfer = max(m.Transfer, 10*time.Second)
+	m.Ends = max(m.Ends, 0.1)
+	m.Storm, m.Hit, m.Learners, m.Cancel, m.Elsewhere = max(m.Storm, 0.1), max(m.Hit, 0.2), max(m.Learners, 0.3), max(m.Cancel, 0.1), max(m.Elsewhere, 0.1)
 }
 
 func (d draw) net() NetOptions {
@@ -144,10 +246,19 @@ func (d draw) faults() Faults {
 		PowerCut: d.maybe(0.5, low, high), Kill: d.maybe(0.4, low, high), CutAtOp: d.maybe(0.4, low, high),
 		All: d.maybe(0.2, 20*time.Second, high), Vanish: d.maybe(0.3, low, high), Wipe: d.maybe(0.25, 10*time.Second, high),
 		Freeze: d.maybe(0.4, low, high), SlowDisk: d.maybe(0.4, low, high), Rate: d.maybe(0.4, 10*time.Second, high),
-		DiskError: d.maybe(0.2, 10*time.Second, high), DiskFull: d.maybe(0.2, 10*time.Second, high),
+		DiskError: d.maybe(0.35, 5*time.Second, high), DiskFull: d.maybe(0.2, 10*time.Second, high),
 		Outage: d.between(200*time.Millisecond, 20*time.Second), RecoveryCut: pick(d, 0, 0, 0.1, 0.5),
-		App: pick(d, 0, 0, 0, 0, 0.001), Keep: pick(d, -1.0, -1, -1, 0, 0.5, 1),
+		App: pick(d, 0, 0, 0, 0, 0.005), Keep: pick(d, -1.0, -1, -1, 0, 0.5, 1),
 	}
+}
+
+func (d draw) moreFaults(f *Faults) {
+	low, high := 3*time.Second, 4*time.Minute
+	f.Stuck, f.Rot, f.WrongDir = d.maybe(0.25, 5*time.Second, high), d.maybe(0.3, low, high), d.maybe(0.2, low, high)
+	f.WipeLearner, f.CrashLoop = d.maybe(0.3, low, high), d.maybe(0.25, 5*time.Second, high)
+	f.Jump, f.SlowLink = d.maybe(0.3, low, high), d.maybe(0.3, low, high)
+	f.Overwrite, f.Comeback, f.Rivals = d.maybe(0.3, 5*time.Second, high), d.maybe(0.3, 5*time.Second, high), d.maybe(0.3, low, high)
+	f.FalseDeath, f.LoseAck = d.maybe(0.3, low, high), d.maybe(0.8, 5*time.Second, time.Minute)
 }
 
 func (d draw) load() LoadOptions {
@@ -157,7 +268,7 @@ func (d draw) load() LoadOptions {
 		EarlyReturn: pick(d, 0, 0.2), WrongTerm: pick(d, 0, 0.05), BurstSize: pick(d, 20, 200),
 	}
 	if d.chance(0.3) {
-		o.SlowApp, o.AppDelay = d.betweenF(0.01, 0.3), d.between(time.Millisecond, time.Second)
+		o.SlowApp, o.AppDelay = d.betweenF(0.01, 0.3), d.between(time.Millisecond, 5*time.Second)
 	}
 	if d.chance(0.5) {
 		o.Bursts = d.betweenF(0.005, 0.05)
@@ -175,8 +286,17 @@ func Quiet(seed uint64, nodes int) Options {
 	}
 }
 
+// inflight is how many requests with entries may be under way to one follower.
+func (o Options) inflight() int {
+	if o.MaxInflightRequests == 0 {
+		return 128 // the library's default
+	}
+	return o.MaxInflightRequests
+}
+
 // String is what a failure prints.
 func (o Options) String() string {
 	type plain Options // without this method
+	o.Acts = nil       // they are listed beside it
 	return fmt.Sprintf("%+v", plain(o))
 }

@@ -106,6 +106,11 @@ func (s *Scenario) Isolate(i int) {
 // Cut cuts one direction.
 func (s *Scenario) Cut(from, to int) { s.c.net.Cut(from, to, true) }
 
+// SlowLink has what goes from one machine to another take d longer.
+func (s *Scenario) SlowLink(from, to int, d time.Duration) {
+	s.c.net.links[from*len(s.c.machines)+to].delay = d
+}
+
 // Mend makes the network whole.
 func (s *Scenario) Mend() { s.c.mend() }
 

@@ -21,7 +21,12 @@ func upTo(n uint64) iter.Seq[uint64] {
 // scenario runs a story with a few seeds, half of them without clients: then all logs are equal.
 func scenario(t *testing.T, nodes int, story func(s *Scenario)) {
 	t.Helper()
-	for seed := range upTo(20) {
+	someSeeds(t, 20, nodes, story)
+}
+
+func someSeeds(t *testing.T, seeds uint64, nodes int, story func(s *Scenario)) {
+	t.Helper()
+	for seed := range upTo(seeds) {
 		o := Quiet(seed, nodes)
 		if seed%2 == 0 {
 			o.Load.Writes, o.Load.Reads = 0, 0

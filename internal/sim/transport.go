@@ -32,6 +32,8 @@ type Transport struct {
 	watch  []*watch
 	away   []backoff
 
+	appends []int // append_entries calls without an answer, by machine
+
 	held   []func() // arrived while frozen
 	frozen bool
 	dead   bool
@@ -42,6 +44,8 @@ type Transport struct {
 type pending struct {
 	id       int64
 	to       *Transport // nil: nobody was there
+	at       time.Time
+	appends  *int // it counts among these
 	deadline time.Time
 	done     func(rpc.Reply)
 	over     bool
@@ -114,7 +118,12 @@ func (t *Transport) Call(address string, c rpc.Call) {
 		return
 	}
 	t.nextID++
-	p := &pending{id: t.nextID, to: to.t, done: c.Done}
+	p := &pending{id: t.nextID, to: to.t, at: t.net.sim.Now(), done: c.Done}
+	if c.Method == "append_entries" {
+		p.appends = &t.appends[to.index]
+		*p.appends++
+		t.net.tap.waiting(t.at.index, to.index, *p.appends)
+	}
 	t.calls[p.id] = p
 	if c.Timeout > 0 {
 		p.deadline = t.proc.Now().Add(c.Timeout)
@@ -181,14 +190,17 @@ func (t *Transport) receive(from *Transport, bytes []byte) {
 		t.answered(from, f)
 		return
 	}
-	id := f.meta.CorrelationID
+	id, at := f.meta.CorrelationID, t.net.sim.Now()
+	if string(f.meta.Method) == "append_entries" {
+		t.net.tap.appends(t.at.index, from, f.message, f.attachment)
+	}
 	var req *rpc.Request
 	req = rpc.NewRequest(string(f.meta.Service), string(f.meta.Method), f.message, f.attachment, from.at.address,
 		func(code int32, text string, message []byte, attachment [][]byte) {
 			if t.dead {
 				return
 			}
-			t.net.tap.answered(t.at.index, from.at.index, req, code, message)
+			t.net.tap.answered(t.at.index, from.at.index, req, at, code, message)
 			answer := encodeAnswer(code, text, id, message, attachment)
 			t.net.send(t.at, from.at, from, func() { from.receive(t, answer) })
 		})
@@ -202,6 +214,9 @@ func (t *Transport) answered(from *Transport, f frame) {
 	if p == nil {
 		t.net.count.LateAnswers++
 		return
+	}
+	if p.appends != nil && f.meta.ErrorCode == 0 {
+		t.net.tap.heard(t.at.index, from.at.index, p.at, f.message)
 	}
 	for i := range t.away { // it can be reached
 		if t.away[i].address == from.at.address {
@@ -220,6 +235,9 @@ func (t *Transport) finish(p *pending, r rpc.Reply) {
 		return
 	}
 	p.over = true
+	if p.appends != nil {
+		*p.appends--
+	}
 	delete(t.calls, p.id)
 	p.done(r)
 }
@@ -246,6 +264,9 @@ func (t *Transport) expire(now time.Time, _ []struct{}) time.Time {
 func (t *Transport) waiting() []*pending {
 	return slices.SortedFunc(maps.Values(t.calls), func(a, b *pending) int { return cmp.Compare(a.id, b.id) })
 }
+
+// Retry has nothing to forget: each call is an attempt here.
+func (t *Transport) Retry(string) {}
 
 // Watch has the death of the process at address reported.
 func (t *Transport) Watch(address string, on bool) {
@@ -290,9 +311,17 @@ func (t *Transport) look(to *endpoint) {
 		down = w.seen != 0
 		w.seen, w.gone = to.t.o.Incarnation, false
 	}
-	if down && w.count > 0 && t.o.Down != nil {
+	if down && w.count > 0 {
+		t.down(w.address)
+	}
+}
+
+// down tells the process that another is gone.
+func (t *Transport) down(address string) {
+	if t.o.Down != nil {
 		t.net.count.Downs++
-		t.o.Down(w.address)
+		t.net.tap.down(t.at.index)
+		t.o.Down(address)
 	}
 }
 

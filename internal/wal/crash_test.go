@@ -1,365 +1,517 @@
 package wal
 
 import (
+	"errors"
+	"flag"
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
-	"syscall"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/graft-raft/graft/internal/actor"
-	"github.com/graft-raft/graft/internal/entry"
 	"github.com/graft-raft/graft/internal/vfs"
 )
 
-// The crash tests run a script of operations on a disk in memory, on the seeded
-// executor, so that several writes are under way at once. At each operation on the disk
-// they take images of what a power cut could leave, recover each, and compare
-// with the script's own idea of the log: what was acknowledged is there, what is there was
-// submitted, and all of it is what some prefix of the script made.
+var (
+	wantStates = flag.Int("wal.states", 0, "how many different crash states to check; 0: a small share")
+	oneScript  = flag.String("wal.script", "", "run only the script with this name")
+	oneSeed    = flag.Uint64("wal.seed", 0, "run only this seed of each script")
+)
 
-// world is one run of a script.
-type world struct {
-	t         testing.TB
-	rng       *rand.Rand
-	sim       *actor.Sim
-	fs        *vfs.Mem
-	o         Options
-	s         *Store
-	groups    map[string]*Group
-	model     map[string]*modelGroup
-	states    []string // after 0, 1, … operations
-	acked     int
-	submitted int
-	failed    bool // a sync has failed: nothing is acknowledged any more
+// The crash tests look at the disk before each operation that a script's store does on it: they
+// take the images that a power cut could leave there, recover each, and compare with the script's own
+// idea of the log. What was acknowledged is there, what is there was submitted, and all of it is
+// what some prefix of the script made. The recoveries are crashed in their turn.
+
+// enumerator goes through the crash states of one script's runs.
+type enumerator struct {
+	t       testing.TB
+	w       *world
+	seed    uint64
+	most    int            // images per point of the script
+	enough  int            // states after which nothing more is looked at
+	seen    map[uint64]int // digest of an image to its outcome
+	outcome []string
+	number  map[string]int // of outcome
+	all     map[uint64]struct{}
+	found   map[observation]string // in this opening of the script, and how it came about
+	disk    *sampler
+	tally
 }
 
-// modelGroup is what a group should be.
-type modelGroup struct {
-	first, last int64
-	prevTerm    int64
-	hard        HardState
-	entries     map[int64]string
+// observation says that an image recovered to an outcome while so many operations of the script
+// had been acknowledged and submitted.
+type observation struct{ acked, submitted, outcome int }
+
+// tally is what was looked at.
+type tally struct {
+	images      int // that were taken
+	states      int // different ones among them
+	recoveries  int // that were carried out
+	inside      int // images of a crash inside a recovery
+	insideTwice int // those inside the recovery of such an image
+	after       int // images of a crash after a recovery had answered
+	full        int // recoveries that found the disk full at first
+	kills       int // images of a killed process
+	cuts        int // recoveries that dropped batches which were there
+	runs        int // of scripts
+	ran         counts
 }
 
-func newWorld(t testing.TB, seed uint64) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), sim: actor.NewSim(seed), fs: vfs.NewMem(),
-		groups: map[string]*Group{}, model: map[string]*modelGroup{}}
-	w.fs.SetCrashModel(vfs.CrashModel{Sectors: w.rng.IntN(2) == 0, OrderedDirs: w.rng.IntN(2) == 0})
-	w.o = Options{
-		FS: w.fs, Dir: "/d/log", Identity: "a:1", SegmentSize: 4096 * int64(6+w.rng.IntN(10)),
-		MaxBatch: 1 << 12, InFlight: 1 + w.rng.IntN(4), OverlapBytes: -1, MaxRecord: 1 << 14,
-		Keep: 1 + w.rng.IntN(2), Rand: w.rng.Uint64,
-	}
-	w.states = []string{w.fingerprint()}
-	return w
+func (a *tally) add(b tally) {
+	a.images += b.images
+	a.states += b.states
+	a.recoveries += b.recoveries
+	a.inside += b.inside
+	a.insideTwice += b.insideTwice
+	a.after += b.after
+	a.kills += b.kills
+	a.full += b.full
+	a.cuts += b.cuts
+	a.runs += b.runs
+	a.ran.add(b.ran)
 }
 
-// open opens the store on a process of its own.
-func (w *world) open() {
-	w.o.Exec = w.sim.NewProcess(1)
-	s, err := Open(w.o)
-	require.NoError(w.t, err)
-	w.s = s
-	for _, name := range []string{"a", "b"} {
-		g, err := s.Group(name)
-		require.NoError(w.t, err)
-		w.groups[name] = g
-	}
+func newEnumerator(t testing.TB) *enumerator {
+	return &enumerator{t: t, all: map[uint64]struct{}{}, most: 64}
 }
 
-func (w *world) fingerprint() string {
-	var b strings.Builder
-	for _, name := range []string{"a", "b"} {
-		if m := w.model[name]; m != nil && !(m.first == 1 && m.last == 0 && m.hard == (HardState{})) {
-			fmt.Fprintf(&b, "%s [%d,%d] prev %d %+v", name, m.first, m.last, m.prevTerm, m.hard)
-			sum := uint32(0)
-			for i := m.first; i <= m.last; i++ {
-				sum = crc32.Update(sum, crc32.IEEETable, []byte(m.entries[i]))
-			}
-			fmt.Fprintf(&b, " %08x;", sum)
-		}
-	}
-	return b.String()
+// run goes through one run of a script.
+func (e *enumerator) run(sc script, seed uint64) {
+	e.w = newWorld(e.t, seed<<32|uint64(crc32.ChecksumIEEE([]byte(sc.name)))) // no script repeats another's beginnings
+	e.seen, e.outcome, e.number = map[uint64]int{}, nil, map[string]int{}
+	e.found = map[observation]string{}
+	e.disk = nil
+	e.w.point, e.w.rebase = e.point, e.rebase
+	e.w.open()
+	sc.run(e.w)
+	e.w.point(vfs.Op{})
+	e.judge()
+	e.runs++
+	e.ran.add(e.w.counts)
 }
 
-// recovered is the fingerprint of what a store holds.
-func recovered(s *Store) (string, error) {
-	var b strings.Builder
-	for _, name := range []string{"a", "b"} {
-		g := s.groups[name]
-		if g == nil {
-			continue
-		}
-		r := g.Recovered()
-		if r.First == 1 && r.Last == 0 && r.Hard == (HardState{}) {
-			continue // opened, and nothing else
-		}
-		fmt.Fprintf(&b, "%s [%d,%d] prev %d %+v", name, r.First, r.Last, r.PrevTerm, r.Hard)
-		sum := uint32(0)
-		for at := r.First; at <= r.Last; {
-			batch, err := g.Read(at, 3000)
-			if err != nil {
-				return "", err
-			}
-			for it := batch.Iter(); ; {
-				e, ok := it.Next()
-				if !ok {
-					break
-				}
-				sum = crc32.Update(sum, crc32.IEEETable, []byte(line(e.Index, e.Term, e.Data)))
-			}
-			at = batch.Last() + 1
-		}
-		fmt.Fprintf(&b, " %08x;", sum)
-	}
-	return b.String(), nil
-}
-
-func line(index, term int64, data []byte) string {
-	return fmt.Sprintf("%d/%d/%08x;", index, term, crc32.ChecksumIEEE(data))
-}
-
-// do submits one random operation.
-func (w *world) do() {
-	name := []string{"a", "b"}[w.rng.IntN(2)]
-	g, m := w.groups[name], w.model[name]
-	if m == nil {
-		m = &modelGroup{first: 1, entries: map[int64]string{}}
-		w.model[name] = m
-	}
-	n := w.submitted + 1
-	done := func(err error) {
-		if w.failed {
-			require.ErrorIs(w.t, err, ErrPoisoned)
-			return
-		}
-		require.NoError(w.t, err)
-		require.Equal(w.t, w.acked+1, n, "completions come in order")
-		w.acked = n
-	}
-	switch k := w.rng.IntN(10); {
-	case w.rng.IntN(25) == 0: // and one of the same name begins anew
-		delete(w.model, name)
-		g.Remove(done)
-		fresh, err := w.s.Group(name)
-		require.NoError(w.t, err)
-		w.groups[name] = fresh
-	case k < 5 || m.last < m.first:
-		w.append(g, m, done)
-	case k < 7:
-		m.hard = HardState{Term: m.hard.Term + 1, Vote: "v", Waiting: w.rng.IntN(2) == 0}
-		g.SaveHardState(m.hard, 0, done)
-	case k < 8:
-		keep := m.first - 1 + w.rng.Int64N(m.last-m.first+2)
-		m.last = keep
-		g.TruncateSuffix(keep, done)
-	default:
-		first := m.first + w.rng.Int64N(m.last-m.first+3) // may begin anew behind the end
-		m.prevTerm, m.first = w.rng.Int64N(5), first
-		m.last = max(m.last, first-1)
-		g.TruncatePrefix(first, m.prevTerm, done)
-	}
-	w.submitted++
-	w.states = append(w.states, w.fingerprint())
-}
-
-func (w *world) append(g *Group, m *modelGroup, done func(error)) {
-	var b entry.Builder
-	b.Reset(m.last + 1)
-	term := max(m.hard.Term, 1)
-	for range 1 + w.rng.IntN(4) {
-		data := make([]byte, w.rng.IntN(600)*(1+w.rng.IntN(16)/15*4)) // some of several blocks
-		for i := range data {
-			data[i] = byte(w.rng.IntN(256))
-		}
-		b.AppendData(term, data)
-		m.last++
-		m.entries[m.last] = line(m.last, term, data)
-	}
-	g.Append(b.Build(), 0, done)
-}
-
-// image is a disk as a crash could leave it, and what it must hold.
-type image struct {
-	fs               *vfs.Mem
-	acked, submitted int
-	what             string
-}
-
-// images takes images of the disk as it is now: all subsets of what is not synced if they
-// are few, else some of them.
-func images(fs *vfs.Mem, rng *rand.Rand, most int, what string) []image {
-	units := fs.Units()
-	var all []image
-	add := func(keep func(i int) bool) {
-		i := -1
-		all = append(all, image{what: what, fs: fs.CrashClone(func(vfs.Unit) bool { i++; return keep(i) })})
-	}
-	if n := len(units); n < 6 && 1<<n <= most {
+// subsets asks visit about all subsets of n units if they are few, else about some of all kinds.
+func subsets(rng *rand.Rand, n, most int, visit func(keep func(i int) bool)) {
+	if n < 16 && 1<<n <= most {
 		for set := range 1 << n {
-			add(func(i int) bool { return set>>i&1 == 1 })
+			visit(func(i int) bool { return set>>i&1 == 1 })
 		}
-		return all
+		return
 	}
-	add(func(int) bool { return false })
-	add(func(int) bool { return true })
-	for range most - 2 {
-		p := rng.Float64()
-		add(func(int) bool { return rng.Float64() < p })
-	}
-	return all
-}
-
-// check recovers an image, compares, and crashes the recovery in its turn.
-func (w *world) check(img image, depth int) (states int) {
-	allowed := w.states[img.acked : img.submitted+1]
-	var inside []image
-	if depth > 0 {
-		img.fs.OnOp(func(op vfs.Op) {
-			if op.Writes() && w.rng.IntN(4) == 0 {
-				inside = append(inside, images(img.fs, w.rng, 3, img.what+", crash in recovery before "+op.Kind.String())...)
+	visit(func(int) bool { return false })
+	visit(func(int) bool { return true })
+	for k := range most - 2 {
+		at, p := rng.IntN(n), rng.Float64()
+		visit(func(i int) bool {
+			switch k % 8 {
+			case 0:
+				return i < at
+			case 1:
+				return i == at
+			case 2:
+				return i != at
+			case 3:
+				return i >= at
 			}
+			return rng.Float64() < p
 		})
 	}
-	o, sim := w.o, actor.NewSim(1)
-	o.FS, o.Exec = img.fs, sim.NewProcess(1)
-	s, err := Open(o)
-	require.NoError(w.t, err, img.what)
-	got, err := recovered(s)
-	require.NoError(w.t, err, img.what)
-	if !slices.Contains(allowed, got) {
-		w.t.Fatalf("%s: recovered\n%s\nwhich no prefix between the acknowledged %d and the submitted %d operations made:\n%s",
-			img.what, got, img.acked, img.submitted, strings.Join(allowed, "\n"))
+}
+
+// sampler takes images of a disk while that is used, no image twice.
+//
+// An image is known by the units in it, those included that have become durable: whether they were
+// synced or survive by chance makes no difference. That is not true any more once a sync has failed.
+//
+// A write that alone changes nothing, such as zeros upon zeros, is left out: where it is the last one kept
+// of its block or sector, the image is also that of a set without any write there.
+type sampler struct {
+	fs      *vfs.Mem
+	pending []uint64
+	choice  []int           // which of them matter
+	idle    map[uint64]bool // those that do not
+	durable uint64          // all units that were pending and are not any more
+	known   map[uint64]int  // the outcome of an image
+	here    []int           // the outcomes of the images of this moment
+	fresh   bool            // nothing was looked at yet
+	thrifty bool            // it pays to find out what does not matter
+}
+
+func newSampler(fs *vfs.Mem) *sampler {
+	return &sampler{fs: fs, known: map[uint64]int{}, idle: map[uint64]bool{}, fresh: true}
+}
+
+// update looks at what is pending now and reports whether it is anything else than before.
+func (s *sampler) update() (changed bool) {
+	now := s.fs.UnitIDs()
+	if slices.Equal(now, s.pending) && !s.fresh {
+		return false
 	}
-	states = 1
-	img.fs.OnOp(nil)
-	for _, again := range inside {
-		again.acked, again.submitted = img.acked, img.submitted
-		states += w.check(again, 0)
-	}
-	if depth > 0 { // what was answered once stays, whatever is lost afterwards
-		for _, again := range images(img.fs, w.rng, 3, img.what+", crash after recovery") {
-			o.FS, o.Exec = again.fs, actor.NewSim(1).NewProcess(1)
-			s2, err := Open(o)
-			require.NoError(w.t, err, again.what)
-			after, err := recovered(s2)
-			require.NoError(w.t, err)
-			require.Equal(w.t, got, after, again.what)
-			states++
+	s.fresh = false
+	for _, id := range s.pending {
+		if !slices.Contains(now, id) {
+			s.durable ^= id
 		}
-		w.goOn(img, s, sim)
 	}
-	return states
+	s.pending, s.choice = now, s.choice[:0]
+	if s.thrifty {
+		s.judge(s.fs.Units())
+	}
+	for i, id := range now {
+		if !s.idle[id] {
+			s.choice = append(s.choice, i)
+		}
+	}
+	return true
 }
 
-// goOn writes something into a recovered store. Once acknowledged it is there, and so is what
-// was there before, whatever is lost.
-func (w *world) goOn(img image, s *Store, sim *actor.Sim) {
-	g, err := s.Group("b")
-	require.NoError(w.t, err)
-	acked := false
-	g.Append(batchAt(g.Recovered().Last+1, 2, 1000, 5000), 0, func(err error) { acked = err == nil })
-	require.True(w.t, sim.RunUntil(time.Second, func() bool { return acked }), img.what)
-	want, err := recovered(s)
-	require.NoError(w.t, err)
-	for _, again := range images(img.fs, w.rng, 2, img.what+", crash after more was written") {
-		o := w.o
-		o.FS, o.Exec = again.fs, actor.NewSim(1).NewProcess(1)
-		s, err := Open(o)
-		require.NoError(w.t, err, again.what)
-		got, err := recovered(s)
-		require.NoError(w.t, err)
-		require.Equal(w.t, want, got, again.what)
-	}
-}
-
-// run carries a script out and returns the images taken on the way.
-func (w *world) run(ops, perOp int) (all []image) {
-	w.fs.OnOp(func(op vfs.Op) {
-		if !op.Writes() {
+// judge finds out which of the new units change nothing: those of one write together, which do not
+// overlap, and if that changes something, each half of them.
+func (s *sampler) judge(units []vfs.Unit) {
+	bare, tries := uint64(0), 32
+	var split func(from, to int)
+	split = func(from, to int) {
+		if tries--; tries < 0 {
 			return
 		}
-		what := fmt.Sprintf("crash before operation %d, %s %s", op.N, op.Kind, op.Name)
-		taken := images(w.fs, w.rng, perOp, what)
-		if w.rng.IntN(4) == 0 {
-			taken = append(taken, image{fs: w.fs.KillClone(), what: what + " (process killed)"})
+		if bare == 0 {
+			bare = s.fs.CrashClone(nil).Digest()
 		}
-		for i := range taken {
-			taken[i].acked, taken[i].submitted = w.acked, w.submitted
+		img := s.fs.CrashClone(func(u vfs.Unit) bool { return from <= u.Index && u.Index < to })
+		switch {
+		case img.Digest() == bare:
+			for _, id := range s.pending[from:to] {
+				s.idle[id] = true
+			}
+		case to-from > 1:
+			split(from, (from+to)/2)
+			split((from+to)/2, to)
 		}
-		all = append(all, taken...)
+	}
+	isNew := func(i int) bool {
+		_, ok := s.idle[s.pending[i]]
+		return !ok && units[i].Kind == vfs.UnitWrite
+	}
+	for i := 0; i < len(units); i++ {
+		from := i
+		for isNew(from) && i+1 < len(units) && isNew(i+1) && units[i].Name == units[i+1].Name && units[i].Off+units[i].Len == units[i+1].Off {
+			i++
+		}
+		if isNew(from) && len(units) > 2 {
+			split(from, i+1)
+		}
+	}
+	for _, id := range s.pending {
+		if !s.idle[id] {
+			s.idle[id] = false // not to be tried again
+		}
+	}
+}
+
+// sample takes images of this moment, up to most, and asks outcome about those not known, or
+// about all.
+func (s *sampler) sample(rng *rand.Rand, most int, always bool, outcome func(img *vfs.Mem) int) {
+	s.here = s.here[:0]
+	kept := make([]bool, len(s.pending))
+	subsets(rng, len(s.choice), most, func(keep func(i int) bool) {
+		key := s.durable
+		for n, i := range s.choice {
+			if kept[i] = keep(n); kept[i] {
+				key ^= s.pending[i]
+			}
+		}
+		out, ok := s.known[key]
+		if !ok || always {
+			out = outcome(s.fs.CrashClone(func(u vfs.Unit) bool { return kept[u.Index] }))
+			s.known[key] = out
+		}
+		if !slices.Contains(s.here, out) {
+			s.here = append(s.here, out)
+		}
 	})
-	w.open()
-	for range ops {
-		w.do()
-		if w.rng.IntN(3) > 0 {
-			w.sim.RunFor(time.Duration(w.rng.IntN(300)) * time.Microsecond)
-		}
-	}
-	w.sim.RunFor(time.Second)
-	w.fs.OnOp(nil)
-	return all
 }
 
-func TestCrashAtEveryPoint(t *testing.T) {
-	seeds, states := 20, 0
-	if testing.Short() || raceEnabled {
-		seeds = 3
+// point looks at the script's disk.
+func (e *enumerator) point(op vfs.Op) {
+	w := e.w
+	if e.states >= e.enough {
+		return
 	}
-	for seed := range uint64(seeds) {
-		w := newWorld(t, seed)
-		for i, img := range w.run(40, 8) {
-			states += w.check(img, i%2)
-		}
-		require.Equal(t, w.submitted, w.acked)
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
+	what := func() string {
+		return fmt.Sprintf("crash before operation %d, %s %s", op.N, op.Kind, op.Name)
 	}
-	t.Logf("%d crash states", states)
+	if e.disk == nil || e.disk.fs != w.fs {
+		e.disk = newSampler(w.fs)
+		e.disk.thrifty = true
+	}
+	if e.disk.update() {
+		e.disk.sample(w.rng, e.most, w.failed || w.damaged, func(img *vfs.Mem) int { return e.recover(img, e.depth(), false, what) })
+	}
+	for _, out := range e.disk.here {
+		e.observe(out, what)
+	}
+	// Known to be unsafe: killed after the name of a new directory could not be synced, before that is removed again.
+	unsafe := op.Kind == vfs.KindRemove && w.s == nil
+	if w.rng.IntN(16) == 0 && !unsafe {
+		e.kills++
+		e.observe(e.killed(w.fs.KillClone(), what), what)
+	}
 }
 
-// A sync fails, or a write in the middle: what it should have written looks clean in the cache and is not on the disk. The store
-// acknowledges nothing more; the next process finds it all in the cache, answers
-// with it, and then the power is cut.
-func TestCrashAfterFailedWriteOrSync(t *testing.T) {
-	seeds, states, failures := 24, 0, 0
-	if testing.Short() || raceEnabled {
-		seeds = 4
+// depth is how many crashes inside recoveries are to be looked at on top of each other.
+func (e *enumerator) depth() int {
+	switch k := e.w.rng.IntN(64); {
+	case k == 0:
+		return 2
+	case k < 8:
+		return 1
 	}
-	for seed := range uint64(seeds) {
-		w := newWorld(t, 1000+seed)
-		after := 12 + w.rng.IntN(30)
-		kind := []vfs.Kind{vfs.KindSync, vfs.KindSync, vfs.KindWrite}[w.rng.IntN(3)]
-		w.fs.SetInjector(func(op vfs.Op) error {
-			if op.Kind != kind {
-				return nil
+	return 0
+}
+
+func (e *enumerator) observe(outcome int, what func() string) {
+	o := observation{e.w.done, len(e.w.ops), outcome}
+	if _, ok := e.found[o]; !ok {
+		e.found[o] = what()
+	}
+}
+
+// judge compares what was observed since the script's store was opened with what its operations made.
+func (e *enumerator) judge() {
+	states := e.w.states()
+	for o, what := range e.found {
+		got, allowed := e.outcome[o.outcome], states[o.acked:o.submitted+1]
+		if !slices.Contains(allowed, got) {
+			e.t.Fatalf("%s: recovered\n%s\nwhich no prefix between the acknowledged %d and the submitted %d operations made:\n%s",
+				what, got, o.acked, o.submitted, strings.Join(allowed, "\n"))
+		}
+	}
+	clear(e.found)
+}
+
+// rebase judges, and finds what the script's own reopening found.
+func (e *enumerator) rebase(found string, acked, submitted int) (at int) {
+	e.judge()
+	if i := slices.Index(e.w.states()[acked:submitted+1], found); i >= 0 {
+		return acked + i
+	}
+	return -1
+}
+
+// note counts an image and returns its outcome if it was there before.
+func (e *enumerator) note(img *vfs.Mem) (digest uint64, outcome int, known bool) {
+	e.images++
+	digest = img.Digest()
+	if _, ok := e.all[digest]; !ok {
+		e.all[digest] = struct{}{}
+		e.states++
+	}
+	outcome, known = e.seen[digest]
+	return digest, outcome, known
+}
+
+// recover recovers an image of a power cut, once, and crashes that in its turn: all that is on
+// such a disk is durable, so that each further recovery must find the same.
+func (e *enumerator) recover(img *vfs.Mem, depth int, inRecovery bool, what func() string) (outcome int) {
+	digest, outcome, known := e.note(img)
+	if known {
+		return outcome
+	}
+	outcome, inside := e.open(img, depth, what)
+	e.seen[digest] = outcome
+	for _, again := range inside {
+		e.inside++
+		if inRecovery {
+			e.insideTwice++
+		}
+		why := func() string { return what() + ", crash in recovery before " + again.before.String() }
+		if got := e.recover(again.fs, depth-1, true, why); got != outcome {
+			e.t.Fatalf("%s: recovered\n%s\nand without that crash\n%s", why(), e.outcome[got], e.outcome[outcome])
+		}
+	}
+	return outcome
+}
+
+// killed is recover for a process that was killed: what is on its disk is not all durable, so
+// that a crash in the recovery may lose of it what was not acknowledged.
+func (e *enumerator) killed(img *vfs.Mem, what func() string) (outcome int) {
+	outcome, inside := e.open(img, 1, what)
+	for _, again := range inside {
+		e.inside++
+		why := func() string { return what() + ", process killed, crash in recovery before " + again.before.String() }
+		e.observe(e.recover(again.fs, 0, true, why), why)
+	}
+	return outcome
+}
+
+// inner is an image taken inside a recovery.
+type inner struct {
+	fs     *vfs.Mem
+	before vfs.Kind
+}
+
+// open carries a recovery out and takes images on the way.
+func (e *enumerator) open(img *vfs.Mem, depth int, what func() string) (outcome int, inside []inner) {
+	e.recoveries++
+	disk := newSampler(img)
+	if depth > 0 {
+		disk.known[0] = 0 // the image as it is now
+		img.OnOp(func(op vfs.Op) {
+			if op.Writes() && disk.update() && e.w.rng.IntN(3) == 0 {
+				disk.sample(e.w.rng, 8, false, func(fs *vfs.Mem) int { inside = append(inside, inner{fs, op.Kind}); return 0 })
 			}
-			if after--; after != 0 {
-				return nil
-			}
-			w.failed = true
-			if kind == vfs.KindWrite {
-				return vfs.ShortWrite{N: int(op.Len / 2), Err: syscall.EIO}
-			}
-			return syscall.EIO
 		})
-		imgs := w.run(40, 3)
-		imgs = append(imgs, image{fs: w.fs.KillClone(), acked: w.acked, submitted: w.submitted, what: "process ended"})
-		for i, img := range imgs {
-			states += w.check(img, (i+1)%4/3|(i+1)/len(imgs))
+	}
+	o := e.w.o
+	cut := false
+	o.Log = func(format string, _ ...any) { cut = cut || strings.Contains(format, "are dropped") }
+	sim := actor.NewSim(1)
+	o.FS, o.Exec = img, sim.NewProcess(1)
+	s, err := Open(o)
+	if e.w.full && errors.Is(err, ErrNoSpace) { // and it must be as before when there is space again
+		e.full++
+		img.SetCapacity(-1)
+		s, err = Open(o)
+	}
+	require.NoError(e.t, err, "%s", lazy(what))
+	got, err := recovered(s)
+	require.NoError(e.t, err, "%s", lazy(what))
+	if cut {
+		e.cuts++
+	}
+	outcome = e.numberOf(got)
+	img.OnOp(nil)
+	if depth > 0 {
+		e.answered(disk, outcome, "crash after recovery", what)
+		e.goOn(disk, s, sim, what)
+	}
+	return outcome, inside
+}
+
+// lazy is a message that is made only if it is printed.
+type lazy func() string
+
+func (l lazy) String() string { return l() }
+
+// answered crashes a store that has answered: what it has said stays, whatever is lost.
+func (e *enumerator) answered(disk *sampler, outcome int, when string, what func() string) {
+	disk.update()
+	disk.sample(e.w.rng, 4, false, func(again *vfs.Mem) int {
+		e.after++
+		why := func() string { return what() + ", " + when }
+		if got := e.recover(again, 0, true, why); got != outcome {
+			e.t.Fatalf("%s: recovered\n%s\nafter it had answered with\n%s", why(), e.outcome[got], e.outcome[outcome])
 		}
-		if w.failed {
-			failures++
-			require.Error(t, w.s.Err())
+		return outcome
+	})
+}
+
+// goOn writes something into a recovered store. Once acknowledged it is there, and so is what was there
+// before, whatever is lost.
+func (e *enumerator) goOn(disk *sampler, s *Store, sim *actor.Sim, what func() string) {
+	disk.fs.SetCapacity(-1)
+	g, err := s.Group("b")
+	require.NoError(e.t, err)
+	acked := 0
+	done := func(err error) {
+		if err == nil {
+			acked++
 		}
 	}
-	require.Greater(t, failures, seeds/2)
-	t.Logf("%d crash states, %d failures", states, failures)
+	g.Append(batchAt(g.Recovered().Last+1, 2, 1000, 300+e.w.rng.IntN(5000)), 0, done)
+	g.SaveHardState(HardState{Term: 1000, Vote: "x"}, 0, done)
+	disk.fs.OnOp(func(vfs.Op) { disk.update() })
+	require.True(e.t, sim.RunUntil(time.Second, func() bool { return acked == 2 }), "%s", lazy(what))
+	disk.fs.OnOp(nil)
+	got, err := recovered(s)
+	require.NoError(e.t, err)
+	e.answered(disk, e.numberOf(got), "crash after more was written", what)
+}
+
+// numberOf numbers the outcomes.
+func (e *enumerator) numberOf(got string) int {
+	n, ok := e.number[got]
+	if !ok {
+		n = len(e.outcome)
+		e.outcome, e.number[got] = append(e.outcome, got), n
+	}
+	return n
+}
+
+// Every crash state of every script is recovered to what was acknowledged, and to nothing that
+// was not submitted. -wal.states says how many different ones it must be.
+func TestCrashStates(t *testing.T) {
+	want := *wantStates
+	if want == 0 {
+		want = 40_000
+		if testing.Short() || raceEnabled {
+			want = 3_000
+		}
+	}
+	list := scripts()
+	share := (want + len(list) - 1) / len(list)
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // images are short-lived
+	start := time.Now()
+	var mu sync.Mutex
+	var stop atomic.Bool // one failure is enough
+	var total tally
+	all := map[uint64]struct{}{}
+	t.Run("scripts", func(t *testing.T) {
+		for _, sc := range list {
+			if *oneScript != "" && sc.name != *oneScript {
+				continue
+			}
+			t.Run(sc.name, func(t *testing.T) {
+				t.Parallel()
+				e := newEnumerator(t)
+				e.enough = share
+				defer func() {
+					if t.Failed() {
+						stop.Store(true)
+						t.Logf("replay: -wal.script=%q -wal.seed=%d", sc.name, e.seed)
+					}
+				}()
+				for seed := uint64(1); e.states < share && !stop.Load(); seed++ {
+					if *oneSeed != 0 {
+						seed = *oneSeed
+					}
+					e.seed = seed
+					e.run(sc, seed)
+					if *oneSeed != 0 {
+						break
+					}
+				}
+				t.Logf("%d runs, %d images, %d different, %d recoveries", e.runs, e.images, e.states, e.recoveries)
+				mu.Lock()
+				defer mu.Unlock()
+				total.add(e.tally)
+				for d := range e.all {
+					all[d] = struct{}{}
+				}
+			})
+		}
+	})
+	if t.Failed() || *oneScript != "" || *oneSeed != 0 {
+		return
+	}
+	t.Logf("%d different crash states (%d images) of %d runs, %d recoveries, in %.0f s: %+v",
+		len(all), total.images, total.runs, total.recoveries, time.Since(start).Seconds(), total)
+	require.GreaterOrEqual(t, len(all), want, "fewer different states than asked for")
+	for name, n := range map[string]int{
+		"crashes inside recoveries": total.inside, "crashes inside those": total.insideTwice, "crashes after recoveries": total.after,
+		"killed processes": total.kills, "dropped batches": total.cuts, "full disks": total.full,
+		"refusals for want of space": total.ran.refused, "failures of the disk": total.ran.poisoned,
+		"reopenings": total.ran.reopened, "released segments": total.ran.released,
+	} {
+		require.NotZero(t, n, "no %s: the scripts prove less than they should", name)
+	}
 }

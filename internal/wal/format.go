@@ -27,6 +27,7 @@ const (
 	stateHeadSize    = recordHeadSize + 52
 	stateWaiting     = 1
 	stateBounds      = 2
+	stateOverride    = 4
 	firstBatchOffset = block
 )
 
@@ -156,6 +157,7 @@ type identity struct {
 	opening uint64
 	segment uint64 // that the opening began; 0 before the first was complete
 	address string
+	end     uint64 // a position up to which the log was durable
 }
 
 const (
@@ -164,10 +166,11 @@ const (
 	lockName      = "lock"
 	identityMagic = "GRAFTWAL"
 	identityHead  = 44
+	identityTail  = 8
 )
 
 func (id identity) encode() []byte {
-	b := make([]byte, identityHead, identityHead+len(id.address))
+	b := make([]byte, identityHead, identityHead+len(id.address)+identityTail)
 	copy(b, identityMagic)
 	le := binary.LittleEndian
 	le.PutUint32(b[8:], formatVersion)
@@ -176,6 +179,7 @@ func (id identity) encode() []byte {
 	le.PutUint64(b[32:], id.segment)
 	le.PutUint32(b[40:], uint32(len(id.address)))
 	b = append(b, id.address...)
+	b = le.AppendUint64(b, id.end)
 	le.PutUint32(b[12:], crcOf(b))
 	return b
 }
@@ -192,11 +196,16 @@ func parseIdentity(b []byte) (id identity, err error) {
 	}
 	c := bytes.Clone(b)
 	clear(c[12:16])
-	if crcOf(c) != le.Uint32(b[12:]) || uint64(le.Uint32(b[40:])) != uint64(len(b)-identityHead) {
+	size, rest := uint64(le.Uint32(b[40:])), uint64(len(b)-identityHead) // size of the address
+	if crcOf(c) != le.Uint32(b[12:]) || rest != size+identityTail && rest != size {
 		return id, fmt.Errorf("its CRC is wrong")
 	}
-	return identity{
+	id = identity{
 		store: le.Uint64(b[16:]), opening: le.Uint64(b[24:]), segment: le.Uint64(b[32:]),
-		address: string(b[identityHead:]),
-	}, nil
+		address: string(b[identityHead : identityHead+size]),
+	}
+	if rest > size { // the first programs of this version did not write it
+		id.end = le.Uint64(b[identityHead+size:])
+	}
+	return id, nil
 }

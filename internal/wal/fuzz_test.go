@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/graft-raft/graft/internal/actor"
 	"github.com/graft-raft/graft/internal/entry"
 )
 
@@ -20,7 +21,7 @@ func FuzzParse(f *testing.F) {
 	sum, _ := entry.Check(bt)
 	encodeEntries(&r, 1, bt, sum, 0)
 	f.Add(append(append(append([]byte{}, r.fixed[:r.nfixed]...), bt.Metas...), bt.Data...))
-	encodeState(&r, 1, 2, 3, &extra{hard: HardState{Term: 1, Vote: "v"}, name: "g", bounds: true, first: 1})
+	encodeState(&r, 1, 2, 3, &extra{hard: HardState{Term: 1, Vote: "v", Override: Override{Term: 1, Conf: "a:1"}}, name: "g", bounds: true, first: 1})
 	f.Add(append(append([]byte{}, r.fixed[:r.nfixed]...), r.tail...))
 	f.Add(segmentHead{store: 1, seq: 2, inc: 3}.encode())
 	f.Add(identity{store: 1, opening: 2, address: "a:1"}.encode())
@@ -62,17 +63,23 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte("rubbish"), uint8(2), uint32(5000), true)
 	f.Add(make([]byte, 100), uint8(3), uint32(4096), false)
 	f.Add([]byte("GRAFTWAL"), uint8(0), uint32(0), true)
-	f.Fuzz(func(t *testing.T, data []byte, file uint8, off uint32, closed bool) {
-		b := newBed(t)
+	const entries = 30
+	beds := map[bool]*bed{}
+	for _, closed := range []bool{false, true} {
+		b := newBed(f)
 		b.o.SegmentSize = 8 * block
-		require.NoError(t, b.open())
-		const entries = 30
+		require.NoError(f, b.open())
 		_, err := b.appendAll(b.group("g"), 1, entries, 3000)
-		require.NoError(t, err)
+		require.NoError(f, err)
 		b.run(time.Second)
 		if closed {
 			b.close()
 		}
+		beds[closed] = b
+	}
+	f.Fuzz(func(t *testing.T, data []byte, file uint8, off uint32, closed bool) {
+		b := *beds[closed]
+		b.sim = actor.NewSim(1)
 		fs := b.fs.CrashClone(nil)
 		names, err := fs.ReadDir("/d")
 		require.NoError(t, err)
@@ -125,12 +132,15 @@ func FuzzValidRecords(f *testing.F) {
 	f.Add([]byte{3, 1, 8, 1, 0, 0, 0, 0, 0, 0, 0, 5, 1, 0})
 	f.Add([]byte{4, 1, 16, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0xff, 6, 0, 24})
 	f.Add([]byte{2, 7, 56, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0xff, 6, 0, 24})
+	base := newBed(f)
+	require.NoError(f, base.open())
+	_, err := base.appendAll(base.group("g"), 1, 3, 50)
+	require.NoError(f, err)
+	base.run(time.Second)
+	off, crc := base.s.off, base.s.prevCRC
 	f.Fuzz(func(t *testing.T, data []byte) {
-		b := newBed(t)
-		require.NoError(t, b.open())
-		_, err := b.appendAll(b.group("g"), 1, 3, 50)
-		require.NoError(t, err)
-		b.run(time.Second)
+		b := *base
+		b.sim, b.s.off, b.s.prevCRC = actor.NewSim(1), off, crc
 		fs := b.fs.CrashClone(nil)
 		h, err := fs.OpenFile(b.s.cur.path, os.O_RDWR, 0)
 		require.NoError(t, err)

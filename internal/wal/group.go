@@ -3,6 +3,7 @@ package wal
 import (
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/graft-raft/graft/internal/entry"
 )
@@ -59,6 +60,15 @@ func (g *Group) Recovered() Recovered {
 	}
 }
 
+// ReplicaName is what a replica's log is called in the store; a process may have several replicas of a group, which
+// differ in their index.
+func ReplicaName(group string, index int) string {
+	if index == 0 {
+		return group
+	}
+	return group + "\x00" + strconv.Itoa(index)
+}
+
 // Name is the group's name.
 func (g *Group) Name() string { return g.name }
 
@@ -99,9 +109,12 @@ func (g *Group) TruncatePrefix(first, prevTerm int64, done func(error)) {
 // SaveHardState replaces the hard state.
 func (g *Group) SaveHardState(h HardState, commit int64, done func(error)) {
 	r := record{g: g, done: done}
-	if len(h.Vote) > maxString {
+	switch {
+	case len(h.Vote) > maxString:
 		r.err = fmt.Errorf("wal: vote of %d bytes: %w", len(h.Vote), ErrTooLarge)
-	} else {
+	case len(h.Override.Conf) > maxOverride:
+		r.err = fmt.Errorf("wal: configuration override of %d bytes: %w", len(h.Override.Conf), ErrTooLarge)
+	default:
 		encodeState(&r, g.number, commit, 0, &extra{hard: h, name: g.name})
 	}
 	g.s.submit(&r)

@@ -41,6 +41,7 @@ type keeper struct {
 	releaseTo uint64
 	releaseAt time.Time  // not before then is a release tried, after one was refused
 	retired   []*segment // released, perhaps still read
+	named     uint64     // what the identity names as the log's end
 	left      bool
 }
 
@@ -80,6 +81,10 @@ func (k *keeper) step(now time.Time, batch []keepMsg) time.Time {
 		k.fail(err, now)
 		return k.deadline(now)
 	}
+	if err := k.name(false); err != nil && !isSpace(err) { // without space it is tried again with the next segment
+		k.fail(err, now)
+		return k.deadline(now)
+	}
 	k.release(now)
 	if k.prepare(now) {
 		k.a.Post(keepWork)
@@ -104,7 +109,31 @@ func (k *keeper) quit() {
 		err = k.making.file.Close()
 		k.making = nil
 	}
+	if nerr := k.name(true); isSpace(nerr) {
+		k.s.o.Log("wal: %s: no space to note the log's end: %v", k.s.o.Dir, nerr)
+	} else {
+		err = errors.Join(err, nerr)
+	}
 	k.s.leave(err)
+}
+
+// name has the identity say how far the log is durable: at the end, and whenever it goes on in another segment, so that
+// the loss of that is noticed.
+func (k *keeper) name(end bool) error {
+	s := k.s
+	s.mu.Lock()
+	durable, failed := s.durable, s.err != nil
+	s.mu.Unlock()
+	if failed || durable <= k.named || !end && durable>>32 == k.named>>32 {
+		return nil
+	}
+	id := s.id
+	id.end = durable
+	if err := s.writeIdentity(id); err != nil {
+		return err
+	}
+	k.named = durable
+	return nil
 }
 
 // haste is how much a segment is needed.
@@ -212,9 +241,7 @@ func (k *keeper) begin() (*making, error) {
 		return nil, err
 	}
 	m := &making{seg: seg, file: file, zeroed: firstBatchOffset}
-	if seg.written {
-		return m, nil
-	}
+	// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
 	if err := file.Preallocate(0, seg.size); err != nil {
 		return nil, k.scrap(m, err)
 	}

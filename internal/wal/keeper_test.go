@@ -160,7 +160,7 @@ func TestReleaseIsTriedAgainWhenTheDiskIsFull(t *testing.T) {
 	last, err := b.appendAll(g, 1, 500, 4000)
 	require.ErrorIs(t, err, ErrNoSpace)
 	s := b.s
-	for term := int64(1); len(s.free) > 0 || s.cur.size-s.off > block; term++ {
+	for term := int64(1); len(s.free) > 0 || s.cur.size-s.off > 2*block; term++ {
 		result := errors.New("not delivered")
 		g.SaveHardState(HardState{Term: term}, 0, func(e error) { result = e })
 		b.run(2 * time.Millisecond)
@@ -185,6 +185,53 @@ func TestReleaseIsTriedAgainWhenTheDiskIsFull(t *testing.T) {
 	assert.Equal(t, last, b.group("g").Recovered().First)
 }
 
+// A segment grows for a large record, and power fails before that is durable: what is left may be as long as the segment had become, without the
+// space for it. If the file is used again, the space is reserved again, so that a disk that is full later makes no write fail.
+func TestASegmentThatHasLostSpaceGetsItAgain(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	b.run(time.Second)
+	var left *vfs.Mem
+	grown, late := false, false
+	b.sim.Latency = func(rng *rand.Rand, _ string) time.Duration {
+		if late {
+			late = false
+			return time.Second
+		}
+		return time.Duration(1 + rng.IntN(50_000))
+	}
+	b.fs.OnOp(func(op vfs.Op) {
+		switch {
+		case op.Kind == vfs.KindPreallocate:
+			grown = grown || op.Off > 0
+		case op.Kind == vfs.KindWrite && grown && op.Off == firstBatchOffset:
+			late = true // the segment's first batch is synced late, so that the record is written before
+		case op.Kind == vfs.KindWrite && grown && op.Len > b.o.SegmentSize:
+			b.sim.After(1, func() {
+				left = b.fs.CrashClone(func(u vfs.Unit) bool { return u.Kind == vfs.UnitWrite && u.Off >= 3*b.o.SegmentSize/2 })
+			})
+		}
+	})
+	b.append(b.group("g"), 1, 30, 4000)
+	b.run(time.Second)
+	require.NotNil(t, left, "no segment has grown")
+
+	b.fs = left
+	require.NoError(t, b.open())
+	g, last := b.group("g"), int64(0)
+	require.Zero(t, g.Recovered().Last)
+	for b.s.cur.size <= b.o.SegmentSize { // until the file is in use again
+		require.Less(t, last, int64(100))
+		var err error
+		last, err = b.appendAll(g, last+1, 1, 4000)
+		require.NoError(t, err)
+	}
+	b.fs.SetCapacity(b.fs.Used())
+	_, err := b.appendAll(g, last+1, 500, 4000)
+	assert.ErrorIs(t, err, ErrNoSpace)
+	assert.NoError(t, b.s.Err())
+}
+
 // A removal is refused after its name was taken again: after a restart there is one group of
 // that name, the later, and the other one's entries hold no space.
 func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
@@ -196,7 +243,7 @@ func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
 	_, err := b.appendAll(g, 1, 500, 4000)
 	require.ErrorIs(t, err, ErrNoSpace)
 	s := b.s
-	for term := int64(1); len(s.free) > 0 || s.cur.size-s.off >= block; term++ {
+	for term := int64(1); len(s.free) > 0 || s.cur.size-s.off >= 2*block; term++ {
 		g.SaveHardState(HardState{Term: term}, 0, nil)
 		b.run(2 * time.Millisecond)
 	}
@@ -310,6 +357,14 @@ func TestConfigurationsMayUseTheLastSegment(t *testing.T) {
 	b.run(time.Second)
 	b.fs.SetCapacity(b.fs.Used())
 	last, err := b.appendAll(g, 1, 500, 4000)
+	require.ErrorIs(t, err, ErrNoSpace)
+	for err = nil; err == nil; { // what room is left for small ones
+		r := b.append(g, last+1, 1, 10)
+		b.run(time.Second)
+		if err = *r; err == nil {
+			last++
+		}
+	}
 	require.ErrorIs(t, err, ErrNoSpace)
 	var builder entry.Builder
 	builder.Reset(last + 1)

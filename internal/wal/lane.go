@@ -196,7 +196,7 @@ func (s *Store) settle(f *flight) {
 func (s *Store) idleMark(l *lane, now time.Time) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.busy > 0 || s.closing || s.err != nil || s.exclusive || s.marked == s.durable || s.off+block > s.cur.size {
+	if s.busy > 0 || s.closing || s.err != nil || s.exclusive || s.marked == s.durable {
 		return time.Time{}
 	}
 	if due := s.idleSince.Add(s.o.IdleMark); now.Before(due) {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,6 +133,9 @@ func (p *player) op() {
 		p.appendSome(g, d, a, last)
 	case k < 12:
 		h := HardState{Term: d.hard.Term + 1, Vote: fmt.Sprint("v", p.rng.IntN(9)), GroupID: p.rng.Uint64(), Waiting: p.rng.IntN(2) == 0}
+		if p.rng.IntN(3) == 0 {
+			h.Override = Override{Term: d.hard.Term + 1, Last: p.rng.Int64N(9), Conf: strings.Repeat("h:1:0:0,", p.rng.IntN(40))}
+		}
 		commit := p.rng.Int64N(last + 2)
 		a.state(h, commit)
 		g.SaveHardState(h, commit, p.done(func() { d.state(h, commit) }))

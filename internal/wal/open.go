@@ -18,7 +18,7 @@ func Open(o Options) (*Store, error) {
 		return nil, err
 	}
 	o = o.withDefaults()
-	if err := makeDir(o.FS, o.Dir); err != nil {
+	if err := vfs.MakeDir(o.FS, o.Dir); err != nil {
 		return nil, err
 	}
 	lock, err := o.FS.Lock(filepath.Join(o.Dir, lockName))
@@ -36,38 +36,6 @@ func Open(o Options) (*Store, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return s, nil
-}
-
-// makeDir makes a directory whose name is durable, and so are those of its new parents.
-//
-// They are made and synced one after the other, so that of all that is found existing only
-// the last one's name may not be durable: a process was killed before it synced that.
-func makeDir(fs vfs.FS, dir string) error {
-	var missing []string
-	d := filepath.Clean(dir)
-	for ; d != filepath.Dir(d); d = filepath.Dir(d) {
-		_, err := fs.Stat(d)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		missing = append(missing, d)
-	}
-	// Where this process may not even look it has not made anything.
-	if err := fs.SyncDir(filepath.Dir(d)); err != nil && !errors.Is(err, os.ErrPermission) {
-		return err
-	}
-	for _, m := range slices.Backward(missing) {
-		if err := fs.MkdirAll(m, 0o755); err != nil {
-			return err
-		}
-		if err := fs.SyncDir(filepath.Dir(m)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // open recovers what is there, seals its end and begins a new segment.
@@ -148,9 +116,12 @@ func (s *Store) identify(names []string) error {
 			ErrIdentity, s.o.Dir, segmentName(id.segment))
 	}
 	s.id = id
-	// A process may have been killed between rename and sync. Without this, segments could be
-	// durable before the identity.
-	return s.o.FS.SyncDir(s.o.Dir)
+	if id.segment != 0 {
+		return nil
+	}
+	// A process may have been killed between rename and sync, or the sync have failed, and a later one does not make up
+	// for that. Segments must not be durable before the identity.
+	return s.writeIdentity(id)
 }
 
 func readFile(fs vfs.FS, name string) (b []byte, err error) {
@@ -250,7 +221,7 @@ func (s *Store) readHead(f *segFile) (err error) {
 	f.head = head
 	f.headOK = herr == nil && head.seq == f.seq
 	if !f.headOK {
-		return s.checkStray(f, &w, path, herr)
+		return s.checkStray(f, &w, path, head, herr)
 	}
 	h, body, berr := w.batch(firstBatchOffset, f.seq, f.head.inc)
 	var corrupt *CorruptError
@@ -280,11 +251,11 @@ func (s *Store) readHead(f *segFile) (err error) {
 	return nil
 }
 
-// checkStray refuses a file without a header of its own whose content is a segment of the log
-// by the first batch.
-func (s *Store) checkStray(f *segFile, w *window, path string, herr error) error {
+// checkStray refuses a file without a header of its own whose content is a segment of the log by the first batch. If
+// the header is another life's because the recycling was interrupted, so are the batches.
+func (s *Store) checkStray(f *segFile, w *window, path string, head segmentHead, herr error) error {
 	if herr == nil {
-		return nil // another life's header: the recycling was interrupted
+		herr = fmt.Errorf("the header is that of segment %d", head.seq)
 	}
 	b, err := w.bytes(firstBatchOffset, batchHeadSize)
 	if err != nil {
@@ -310,7 +281,7 @@ func (s *Store) begin(prevEnd uint64) error {
 	s.id.segment = m.seg.seq
 	s.enter(m.seg)
 	first := s.firstFlight(prevEnd)
-	if need := firstBatchOffset + first.need(); need > m.seg.size {
+	if need := firstBatchOffset + first.need() + block; need > m.seg.size { // with room for a mark
 		if err := s.grow(m.seg, need); err != nil {
 			return err
 		}
@@ -329,6 +300,7 @@ func (s *Store) begin(prevEnd uint64) error {
 	s.ring.pop()
 	s.durable = position(m.seg.seq, s.off)
 	s.stats = counters{}
+	s.id.end, k.named = s.durable, s.durable
 	for _, g := range s.order {
 		g.repin()
 	}

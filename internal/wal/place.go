@@ -59,7 +59,7 @@ func (s *Store) choose(now time.Time) job {
 			}
 		case f.normal > 0 && s.spaceErr != nil && len(s.free) == 0:
 			s.refuse(false, s.spaceErr) // the last segment was taken for what is urgent
-		case s.off+f.need() <= s.cur.size && !s.betterSegment():
+		case s.off+f.need()+block <= s.cur.size && !s.betterSegment(): // there is always room for a mark
 			return s.placeFront()
 		case s.ring.len() > 0:
 			return job{} // whoever delivers the last flight rolls
@@ -111,7 +111,7 @@ func (s *Store) roll(f *flight) (j job, done bool) {
 	}
 	first := s.firstFlight(position(s.cur.seq, s.off))
 	seg := s.free[0]
-	if need := firstBatchOffset + first.need() + f.need(); need > seg.size {
+	if need := firstBatchOffset + first.need() + f.need() + block; need > seg.size {
 		s.exclusive = true
 		return job{kind: jobGrow, seg: seg, size: need}, true
 	}
@@ -222,11 +222,8 @@ func (s *Store) head(f *flight) {
 	s.marked = s.durable
 }
 
-// mark makes a mark for the place where the next batch goes, nil if there is none.
+// mark makes a mark for the place where the next batch goes.
 func (s *Store) mark(kind batchKind) *flight {
-	if s.off+block > s.cur.size {
-		return nil
-	}
 	f := &flight{kind: kind}
 	s.head(f)
 	return f

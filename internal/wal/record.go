@@ -28,7 +28,23 @@ type HardState struct {
 	Vote    string
 	GroupID uint64
 	Waiting bool // started with nothing on disk, and not yet brought up by a leader
+
+	Override Override
 }
+
+// Override is a configuration that an operator has put in force by hand. It is part of the
+// hard state because it comes with a term of its own, and both count or neither.
+type Override struct {
+	Term int64  // in which it was made; 0: there is none
+	Last int64  // where the log ended
+	Conf string // the peers, separated by commas
+}
+
+// maxOverride bounds the peers of an override.
+const maxOverride = 64 << 10
+
+// overrideHeadSize is what stands before the peers of an override.
+const overrideHeadSize = 24
 
 // record is one record, on its way to the disk or from it.
 //
@@ -125,6 +141,13 @@ func encodeState(r *record, group uint64, commit, prevTerm int64, x *extra) {
 	le.PutUint16(t[24:], uint16(len(x.hard.Vote)))
 	le.PutUint16(t[26:], uint16(len(x.name)))
 	r.tail = append(append(t, x.hard.Vote...), x.name...)
+	if o := x.hard.Override; o.Term != 0 {
+		flags |= stateOverride
+		r.tail = le.AppendUint64(r.tail, uint64(o.Term))
+		r.tail = le.AppendUint64(r.tail, uint64(o.Last))
+		r.tail = le.AppendUint64(r.tail, uint64(len(o.Conf)))
+		r.tail = append(r.tail, o.Conf...)
+	}
 	r.seal(group, flags)
 }
 
@@ -198,19 +221,37 @@ func (r *record) parseState(b []byte) bool {
 	}
 	le := binary.LittleEndian
 	vote, name := int(le.Uint16(b[72:])), int(le.Uint16(b[74:]))
-	if len(b) != stateHeadSize+vote+name {
+	if len(b) < stateHeadSize+vote+name {
+		return false
+	}
+	b, rest := b[:stateHeadSize+vote+name], b[stateHeadSize+vote+name:]
+	override, ok := parseOverride(rest, b[17]&stateOverride != 0)
+	if !ok {
 		return false
 	}
 	x := &extra{
 		hard: HardState{
 			Term: int64(le.Uint64(b[24:])), GroupID: le.Uint64(b[32:]),
-			Vote: string(b[stateHeadSize : stateHeadSize+vote]), Waiting: b[17]&stateWaiting != 0,
+			Vote: string(b[stateHeadSize : stateHeadSize+vote]), Waiting: b[17]&stateWaiting != 0, Override: override,
 		},
 		name: string(b[stateHeadSize+vote:]), bounds: b[17]&stateBounds != 0,
 		first: int64(le.Uint64(b[48:])), last: int64(le.Uint64(b[56:])),
 	}
 	r.commit, r.prevTerm, r.extra = int64(le.Uint64(b[40:])), int64(le.Uint64(b[64:])), x
 	return !x.bounds || x.first >= 1 && x.last >= x.first-1
+}
+
+func parseOverride(b []byte, there bool) (o Override, ok bool) {
+	if !there {
+		return o, len(b) == 0
+	}
+	if len(b) < overrideHeadSize {
+		return o, false
+	}
+	le := binary.LittleEndian
+	o.Term, o.Last = int64(le.Uint64(b)), int64(le.Uint64(b[8:]))
+	o.Conf = string(b[overrideHeadSize:])
+	return o, le.Uint64(b[16:]) == uint64(len(o.Conf)) && o.Term > 0 && o.Last >= 0
 }
 
 func (r *record) parseNumbers(b []byte) bool {

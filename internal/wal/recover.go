@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/graft-raft/graft/internal/entry"
@@ -22,6 +23,7 @@ type recovery struct {
 	next    uint64 // group number
 	prevCRC uint32
 	mark    uint64 // the greatest in any valid batch
+	buf     []byte // what one window leaves to the next
 }
 
 // run reads the log and returns the position of its end, 0 if there is no log.
@@ -40,6 +42,11 @@ func (r *recovery) run() (end uint64, err error) {
 		if end, err = r.newest(f); err != nil {
 			return 0, err
 		}
+	}
+	if seq, off := splitPosition(r.s.id.end); end < r.s.id.end {
+		at, to := splitPosition(end)
+		return 0, &CorruptError{File: r.s.segmentPath(seq), Offset: off, Reason: fmt.Sprintf(
+			"the log was durable up to here, and what is left of it ends in segment %d at offset %d", at, to)}
 	}
 	if err := r.check(chain); err != nil {
 		return 0, err
@@ -106,7 +113,8 @@ func (r *recovery) sealed(f, after *segFile) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	w := window{file: file, path: seg.path, size: min(f.size, end), chunk: recoverChunk}
+	w := r.window(file, seg.path, min(f.size, end))
+	defer r.done(&w)
 	for off := int64(firstBatchOffset); off < end; {
 		h, body, err := w.batch(off, f.seq, f.head.inc)
 		if err != nil {
@@ -128,7 +136,8 @@ func (r *recovery) newest(f *segFile) (end uint64, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	w := window{file: file, path: seg.path, size: f.size, chunk: recoverChunk}
+	w := r.window(file, seg.path, f.size)
+	defer r.done(&w)
 	off := int64(firstBatchOffset)
 	reason := "the end of the file"
 	opening := uint64(0)
@@ -242,6 +251,15 @@ const (
 	recoverChunk = 4 << 20
 )
 
+// window and done pass one buffer from file to file: one at a time is read.
+func (r *recovery) window(file io.ReaderAt, path string, size int64) window {
+	w := window{file: file, path: path, size: size, chunk: recoverChunk, buf: r.buf[:0]}
+	r.buf = nil
+	return w
+}
+
+func (r *recovery) done(w *window) { r.buf = w.buf }
+
 func (r *recovery) searchNext(f *segFile) (count int, err error) {
 	path := r.s.segmentPath(f.seq)
 	file, err := r.s.o.FS.OpenFile(path, os.O_RDONLY, 0)
@@ -249,7 +267,8 @@ func (r *recovery) searchNext(f *segFile) (count int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	w := window{file: file, path: path, size: f.size, chunk: recoverChunk}
+	w := r.window(file, path, f.size)
+	defer r.done(&w)
 	end := int64(firstBatchOffset + searchWindow)
 	for at := int64(firstBatchOffset); at+block <= w.size && at < end; at += block {
 		b, err := w.bytes(at, batchHeadSize)

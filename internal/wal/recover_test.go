@@ -140,6 +140,40 @@ func TestDamageBelowTheMarkIsReportedAndNothingChanged(t *testing.T) {
 	}
 }
 
+// A record that begins with a block and is replaced by one of another batch, whole and of the same length, is not
+// taken: the header says which records are its own.
+func TestRecordOfAnotherBatchIsNotTaken(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	g := b.group("g")
+	_, err := b.appendAll(g, 1, 1, 10)
+	require.NoError(t, err)
+	b.run(time.Second)
+	_, err = b.appendAll(g, 2, 1, 10) // goes on in the first segment that is zeroed
+	require.NoError(t, err)
+	size := block - batchHeadSize - entriesHeadSize
+	for batchHeadSize+entriesHeadSize+batchAt(3, 1, 1, size).Size() > block {
+		size--
+	}
+	require.Equal(t, block, batchHeadSize+entriesHeadSize+batchAt(3, 1, 1, size).Size())
+	var offs []int64
+	for i := range int64(2) {
+		offs = append(offs, b.s.off)
+		done := b.append(g, 3+i, 1, size)
+		g.SaveHardState(HardState{Term: 1 + i, Vote: "v"}, 0, nil) // begins with the second block
+		b.run(time.Second)
+		require.NoError(t, *done)
+		require.Equal(t, offs[i]+2*block, b.s.off)
+	}
+	fs := b.fs.CrashClone(func(vfs.Unit) bool { return true })
+	old := content(t, fs)[segmentName(b.s.cur.seq)][offs[0]+block:][:block]
+	require.NoError(t, fs.Corrupt(b.s.cur.path, offs[1]+block, func(p []byte) { copy(p, old) }))
+	_, _, err = b.openCopy(fs)
+	var c *CorruptError
+	require.ErrorAs(t, err, &c)
+	assert.Equal(t, offs[1], c.Offset)
+}
+
 // What an earlier life of the file, another place or another opening left is never part of the log.
 func TestStaleBatchesAreNotRead(t *testing.T) {
 	b := newBed(t)
@@ -241,7 +275,9 @@ func TestNewerVersionIsRefused(t *testing.T) {
 func TestSameSeedSameRun(t *testing.T) {
 	trace := func() (uint64, int64) {
 		w := newWorld(t, 5)
-		w.run(60, 2)
+		sc := scripts()
+		w.open()
+		sc[len(sc)-1].run(w)
 		return w.sim.TraceHash(), w.fs.Ops()
 	}
 	hash, ops := trace()

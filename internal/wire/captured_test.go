@@ -68,24 +68,24 @@ func (c *captured) frame(message []byte) []byte {
 	return append(append(b, message...), c.attachment...)
 }
 
-// messages are the generated types of RaftService.
+// messages are the generated types of RaftService and FileService.
 var messages = map[string]map[string]proto.Message{
 	"request": {
 		"pre_vote": &raftpb.RequestVoteRequest{}, "request_vote": &raftpb.RequestVoteRequest{},
 		"append_entries": &raftpb.AppendEntriesRequest{}, "install_snapshot": &raftpb.InstallSnapshotRequest{},
-		"timeout_now": &raftpb.TimeoutNowRequest{},
+		"timeout_now": &raftpb.TimeoutNowRequest{}, "get_file": &raftpb.GetFileRequest{},
 	},
 	"response": {
 		"pre_vote": &raftpb.RequestVoteResponse{}, "request_vote": &raftpb.RequestVoteResponse{},
 		"append_entries": &raftpb.AppendEntriesResponse{}, "install_snapshot": &raftpb.InstallSnapshotResponse{},
-		"timeout_now": &raftpb.TimeoutNowResponse{},
+		"timeout_now": &raftpb.TimeoutNowResponse{}, "get_file": &raftpb.GetFileResponse{},
 	},
 }
 
 func TestBraftFramesEncodeToTheSameBytes(t *testing.T) {
 	frames := 0
 	for _, c := range readFrames(t) {
-		if c.WrittenBy != "braft" || c.Service != "braft.RaftService" && c.Service != "RaftService" {
+		if c.WrittenBy != "braft" || messages[c.Direction][c.Method] == nil {
 			continue
 		}
 		frames++
@@ -186,6 +186,8 @@ func FuzzParseAppendResponse(f *testing.F) {
 			Term: m.GetTerm(), Success: m.GetSuccess(), LastIndex: m.GetLastLogIndex(), HasLastIndex: m.LastLogIndex != nil,
 			Readonly: m.GetReadonly(), HasReadonly: m.Readonly != nil, Features: m.GetGraftFeatures(),
 			GraftGroup: m.GetGraftGroupId(), ConflictTerm: m.GetGraftConflictTerm(), ConflictIndex: m.GetGraftConflictIndex(),
+			AppliedIndex: m.GetGraftAppliedIndex(), StoredIndex: m.GetGraftStoredIndex(),
+			InstallDone: m.GetGraftInstallDone(), InstallTotal: m.GetGraftInstallTotal(), InstallLoads: m.GetGraftInstallLoads(),
 		}, r)
 	})
 }

@@ -17,6 +17,11 @@ const (
 	fieldRespGroup     = 1001
 	fieldConflictTerm  = 1002
 	fieldConflictIndex = 1003
+	fieldAppliedIndex  = 1004
+	fieldStoredIndex   = 1005
+	fieldInstallDone   = 1006
+	fieldInstallTotal  = 1007
+	fieldInstallLoads  = 1008
 )
 
 // AppendResponse is an AppendEntriesResponse. graft's own fields are absent where
@@ -33,6 +38,9 @@ type AppendResponse struct {
 	Features                    uint64
 	GraftGroup                  uint64
 	ConflictTerm, ConflictIndex int64
+	AppliedIndex, StoredIndex   int64
+	InstallDone, InstallTotal   int64
+	InstallLoads                bool
 }
 
 // Append appends the encoded message.
@@ -56,6 +64,21 @@ func (r *AppendResponse) Append(b []byte) []byte {
 	}
 	if r.ConflictIndex != 0 {
 		b = appendNumber(b, fieldConflictIndex, uint64(r.ConflictIndex))
+	}
+	if r.AppliedIndex != 0 {
+		b = appendNumber(b, fieldAppliedIndex, uint64(r.AppliedIndex))
+	}
+	if r.StoredIndex != 0 {
+		b = appendNumber(b, fieldStoredIndex, uint64(r.StoredIndex))
+	}
+	if r.InstallDone != 0 {
+		b = appendNumber(b, fieldInstallDone, uint64(r.InstallDone))
+	}
+	if r.InstallTotal != 0 {
+		b = appendNumber(b, fieldInstallTotal, uint64(r.InstallTotal))
+	}
+	if r.InstallLoads {
+		b = appendNumber(b, fieldInstallLoads, 1)
 	}
 	return b
 }
@@ -99,6 +122,16 @@ func ParseAppendResponse(b []byte) (AppendResponse, error) {
 			r.ConflictTerm = int64(v)
 		case fieldConflictIndex:
 			r.ConflictIndex = int64(v)
+		case fieldAppliedIndex:
+			r.AppliedIndex = int64(v)
+		case fieldStoredIndex:
+			r.StoredIndex = int64(v)
+		case fieldInstallDone:
+			r.InstallDone = int64(v)
+		case fieldInstallTotal:
+			r.InstallTotal = int64(v)
+		case fieldInstallLoads:
+			r.InstallLoads = v != 0
 		}
 	}
 	if !hasTerm || !hasSuccess {

@@ -106,6 +106,13 @@ func TestResponseEqualsGeneratedCode(t *testing.T) {
 		if rng.IntN(2) == 0 {
 			r.ConflictTerm, r.ConflictIndex = number(rng)|1, number(rng)|1
 			m.GraftConflictTerm, m.GraftConflictIndex = &r.ConflictTerm, &r.ConflictIndex
+			r.AppliedIndex = number(rng) | 1
+			r.StoredIndex = number(rng) | 1
+			m.GraftAppliedIndex, m.GraftStoredIndex = &r.AppliedIndex, &r.StoredIndex
+		}
+		if rng.IntN(2) == 0 {
+			r.InstallDone, r.InstallTotal, r.InstallLoads = number(rng)|1, number(rng)|1, true
+			m.GraftInstallDone, m.GraftInstallTotal, m.GraftInstallLoads = &r.InstallDone, &r.InstallTotal, &r.InstallLoads
 		}
 		want, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 		require.NoError(t, err)

@@ -1,0 +1,183 @@
+package graft
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/actor"
+	"github.com/graft-raft/graft/internal/entry"
+)
+
+// applier is a state machine whose OnApply is written in the test.
+type applier struct {
+	recorder
+	apply func(it *Iterator)
+}
+
+func (a *applier) OnApply(it *Iterator) { a.apply(it) }
+
+// callerOnStage is an fsmCaller by itself, with a log in memory, on the seeded executor.
+type callerOnStage struct {
+	*fsmCaller
+	sim      *actor.Sim
+	fsm      *applier
+	log      *logWithOracle
+	released [2]int64
+	failed   []error
+}
+
+func newCallerOnStage(t *testing.T, entries int) *callerOnStage {
+	sim := actor.NewSim(1)
+	proc := sim.NewProcess(1)
+	t.Cleanup(proc.Kill)
+	_, log := newQueuedLog(t, 1<<20)
+	for range entries { // each in a batch of its own
+		log.add(1, 1)
+	}
+	c := &callerOnStage{sim: sim, fsm: &applier{}, log: log}
+	c.fsm.apply = c.fsm.recorder.OnApply
+	c.fsmCaller = newFSMCaller(proc, c.fsm, "g")
+	c.fsmCaller.log, c.grown = log.logManager, func(int64, int64) {}
+	c.rested = func() {}
+	c.fail = func(err error) { c.failed = append(c.failed, err) }
+	c.release = func(entries, bytes int64) { c.released[0] += entries; c.released[1] += bytes }
+	return c
+}
+
+func (c *callerOnStage) pass() { c.sim.RunFor(time.Second) }
+
+// V10: what is committed while the state machine works is applied when it is through, without another commit.
+func TestACommitDuringOnApplyIsNotMissed(t *testing.T) {
+	c := newCallerOnStage(t, 3)
+	c.fsm.apply = func(it *Iterator) {
+		for it.Next() {
+			c.commit(it.Index() + 1)
+		}
+	}
+	c.commit(1)
+	c.pass()
+	assert.EqualValues(t, 3, c.applied.Load(), "the log's end: there is no fourth entry")
+}
+
+// A2: an entry for which nothing is returned has no result. It does not get that of another one.
+func TestAnEntryWithoutAResultGetsNone(t *testing.T) {
+	c := newCallerOnStage(t, 0)
+	c.log.add(1, 4) // in one batch
+	c.fsm.apply = func(it *Iterator) {
+		for it.Next() {
+			if it.Index()%2 == 1 {
+				it.Return(it.Index())
+			}
+		}
+	}
+	var results []any
+	done := func(result any, err error) {
+		assert.NoError(t, err)
+		results = append(results, result)
+	}
+	c.addClosures(closureRun{first: 1, done: []func(any, error){done, done, done, done}, bytes: 40})
+	c.commit(4)
+	c.pass()
+	assert.Equal(t, []any{int64(1), nil, int64(3), nil}, results)
+	assert.Equal(t, [2]int64{4, 40}, c.released)
+}
+
+// A6: a leadership that ends before its first entry is applied has neither a start nor a stop, not even when that entry is applied later.
+func TestALeadershipThatEndedDoesNotStart(t *testing.T) {
+	c := newCallerOnStage(t, 1)
+	log, _ := newQueuedLogOfConfs(t)
+	c.fsmCaller.log = log
+	c.leaderStart(1, 2)
+	c.leaderStop(errors.New("over"))
+	c.commit(3)
+	c.pass()
+	require.EqualValues(t, 3, c.applied.Load())
+	assert.NotContains(t, c.fsm.seen(), "lead")
+	c.leaderStart(2, 3) // applied already: it starts with what is applied next
+	c.leaderStop(errors.New("over"))
+	c.pass()
+	assert.NotContains(t, c.fsm.seen(), "lead")
+	assert.NoError(t, c.fsm.misuse)
+}
+
+// newQueuedLogOfConfs makes a log of three configuration entries.
+func newQueuedLogOfConfs(t *testing.T) (*logManager, *queuedStorage) {
+	s, l := newQueuedLog(t, 1<<20)
+	for i := range int64(3) {
+		var b entry.Builder
+		b.Reset(i + 1)
+		b.AppendConf(1, []string{"a:1:0:0"}, nil)
+		batch := b.Build()
+		sum, err := entry.Check(batch)
+		require.NoError(t, err)
+		require.NoError(t, l.append(batch, sum, 0))
+	}
+	return l.logManager, s
+}
+
+// C14: Rollback takes back as many entries as it was told to, the current one included, and at least that.
+func TestRollbackTakesBackAsManyAsItSays(t *testing.T) {
+	for _, test := range []struct{ at, entries, want int64 }{{1, 1, 0}, {3, 1, 2}, {3, 2, 1}, {3, 3, 0}, {3, 9, 0}, {3, 0, 2}, {3, -1, 2}} {
+		c := newCallerOnStage(t, 4)
+		c.fsm.apply = func(it *Iterator) {
+			for it.Next() {
+				if it.Index() == test.at {
+					it.Rollback(int(test.entries), errors.New("broken"))
+				}
+			}
+		}
+		c.commit(4)
+		c.pass()
+		assert.Equal(t, test.want, c.applied.Load(), "%d entries at %d", test.entries, test.at)
+		assert.Len(t, c.failed, 1)
+	}
+}
+
+// C14: a node that has failed, for whatever reason, applies nothing any more.
+func TestNothingIsAppliedAfterAFailureElsewhere(t *testing.T) {
+	c := newCallerOnStage(t, 3)
+	c.commit(1)
+	c.pass()
+	c.reportError(errors.New("the disk is broken"))
+	c.pass()
+	c.commit(3)
+	c.pass()
+	assert.EqualValues(t, 1, c.applied.Load())
+	assert.Len(t, c.fsm.applied(), 1)
+	assert.Len(t, c.fsm.errors(), 1)
+}
+
+// L11, A5: who waits for an entry to be applied is failed when that may never come, and only then.
+func TestWhoWaitsForAnEntryIsToldWhenItMayNotCome(t *testing.T) {
+	c := newCallerOnStage(t, 4)
+	got := make(map[int64]error)
+	wait := func(index int64) {
+		c.waitApplied(index, func(at int64, err error) {
+			if err == nil {
+				assert.Equal(t, index, at)
+			}
+			assert.NotContains(t, got, index, "told twice")
+			got[index] = err
+		})
+	}
+	for i := range int64(4) {
+		wait(i + 1)
+	}
+	lost := errors.New("the leader is gone")
+	c.failWaiters(2, lost) // 2 is committed: it is sure to come
+	c.pass()
+	assert.Equal(t, map[int64]error{3: lost, 4: lost}, got)
+	c.commit(2)
+	c.pass()
+	assert.Equal(t, map[int64]error{1: nil, 2: nil, 3: lost, 4: lost}, got)
+	wait(9)
+	c.shutdown()
+	c.pass()
+	assert.ErrorIs(t, got[9], ErrShutdown)
+	wait(10)
+	assert.ErrorIs(t, got[10], ErrShutdown, "so is who comes later")
+}

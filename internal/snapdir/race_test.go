@@ -1,0 +1,5 @@
+//go:build race
+
+package snapdir
+
+const raceEnabled = true

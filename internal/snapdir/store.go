@@ -1,0 +1,410 @@
+package snapdir
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/graft-raft/graft/internal/vfs"
+	"github.com/graft-raft/graft/raftpb"
+)
+
+// The names in a store's directory; FORMAT.md says what each is for.
+const (
+	snapshotPrefix = "snapshot_"
+	trashPrefix    = "trash_"
+	tempDir        = "temp"
+	copyDir        = "copy"
+	installDir     = "install"
+)
+
+// Options configures a Store.
+type Options struct {
+	// Keep is how many snapshots Prune leaves; 0 means 1.
+	Keep int
+
+	layout layout // of tests; the zero value is standard
+}
+
+// Store is the directory of one group's snapshots.
+//
+// Invariants: snaps holds what is on disk under a snapshot's name, and nothing that
+// may vanish in a power cut. A condemned snapshot is listed no more and is deleted
+// when its last Reader has closed.
+//
+// Ownership: safe for concurrent use. mu is a leaf lock, never held during I/O.
+// changes is held while snapshots appear or go, so that these wait for each other.
+type Store struct {
+	fs     vfs.FS
+	dir    string
+	keep   int
+	layout layout
+
+	changes sync.Mutex
+	trash   int // the number of the next name for trash; guarded by changes
+
+	mu      sync.Mutex
+	snaps   map[int64]*snapshot
+	writing bool // there is a Writer
+	copying bool // there is a Copy
+}
+
+// snapshot is one that is on disk.
+//
+// Invariants: manifest is nil only if damage says why.
+//
+// Ownership: its store's; what is below damage is guarded by the store's mu.
+type snapshot struct {
+	store    *Store
+	index    int64
+	path     string
+	manifest *manifest
+
+	damage    error // what the manifest or Verify told; nil: nothing bad is known
+	refs      int
+	condemned bool
+	verified  bool
+}
+
+// Info describes a snapshot.
+type Info struct {
+	Index   int64
+	Term    int64                // 0 if the manifest is damaged
+	Meta    *raftpb.SnapshotMeta // nil if the manifest is damaged
+	GroupID uint64               // 0 also if the manifest names none
+	// Checked says that the manifest carries a CRC, which one of braft's does not.
+	Checked  bool
+	Files    int
+	Bytes    int64 // of all files; -1: not known
+	Path     string
+	Verified bool // since the start of the process
+	Readers  int
+	Damage   error // what is wrong with it: a *DamageError, or why the manifest cannot be read
+}
+
+// Open opens the snapshots in dir, which it makes if it lacks. It undoes what an
+// interrupted save or install left half done, ends interrupted deletions, and reads
+// the manifests, not the files. What an interrupted copy left is kept for OpenCopy.
+func Open(fs vfs.FS, dir string, o Options) (*Store, error) {
+	if o.layout.leaf == 0 {
+		o.layout = standard()
+	}
+	s := &Store{fs: fs, dir: dir, keep: max(o.Keep, 1), layout: o.layout, snaps: map[int64]*snapshot{}}
+	if err := s.open(); err != nil {
+		return nil, fmt.Errorf("open snapshots in %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	if err := vfs.MakeDir(s.fs, s.dir); err != nil {
+		return err
+	}
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	// A process that was killed between rename and sync leaves names that are not
+	// durable; nobody may rely on a snapshot with such a name.
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return err
+	}
+	if err := s.sweep(tempDir, installDir); err != nil {
+		return err
+	}
+	found, err := scan(s.fs, s.dir, s.layout)
+	if err != nil {
+		return err
+	}
+	for _, sn := range found {
+		sn.store = s
+		s.snaps[sn.index] = sn
+	}
+	return nil
+}
+
+// scan lists the snapshots of a directory by index, the newest first.
+func scan(fs vfs.FS, dir string, l layout) ([]*snapshot, error) {
+	names, err := fs.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var found []*snapshot
+	for _, name := range names {
+		index, ok := parseName(name)
+		if !ok {
+			continue
+		}
+		sn := &snapshot{index: index, path: filepath.Join(dir, name)}
+		m, err := readManifest(fs, sn.path, l)
+		switch {
+		case err != nil:
+			sn.damage = err
+		case m.index() != index:
+			sn.damage = &DamageError{Path: filepath.Join(sn.path, manifestName), Name: manifestName, Offset: 4,
+				Reason: fmt.Sprintf("it is of index %d", m.index())}
+		default:
+			sn.manifest = m
+		}
+		found = append(found, sn)
+	}
+	slices.SortFunc(found, func(a, b *snapshot) int { return int(min(max(b.index-a.index, -1), 1)) })
+	return found, nil
+}
+
+// parseName reads the index in a snapshot's name.
+func parseName(name string) (int64, bool) {
+	digits, ok := strings.CutPrefix(name, snapshotPrefix)
+	if !ok || len(digits) != 20 {
+		return 0, false
+	}
+	index, err := strconv.ParseInt(digits, 10, 64)
+	return index, err == nil && index > 0 && name == snapshotName(index)
+}
+
+func snapshotName(index int64) string { return fmt.Sprintf("%s%020d", snapshotPrefix, index) }
+
+// sweep deletes trash and the named leftovers. The caller holds changes.
+func (s *Store) sweep(leftovers ...string) error {
+	names, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	var old []string
+	for _, name := range names {
+		if number, ok := strings.CutPrefix(name, trashPrefix); ok {
+			n, _ := strconv.Atoi(number) // one that is no number cannot be in the way
+			s.trash = max(s.trash, n+1)
+			old = append(old, name)
+		} else if slices.Contains(leftovers, name) {
+			old = append(old, name)
+		}
+	}
+	for _, name := range old {
+		if err := s.discard(filepath.Join(s.dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// discard deletes one of the directories in the store's. It gives it another name
+// first and makes that durable: a snapshot with files missing must not be found
+// under its own name after a crash. Trash is renamed too, since the sync of its
+// first renaming may be what failed. The caller holds changes.
+func (s *Store) discard(dir string) error {
+	trash := filepath.Join(s.dir, trashPrefix+strconv.Itoa(s.trash))
+	s.trash++
+	if err := s.fs.Rename(dir, trash); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return err
+	}
+	return removeAll(s.fs, trash)
+}
+
+// List describes the snapshots, the newest first, damaged ones too.
+func (s *Store) List() []Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var infos []Info
+	for _, sn := range s.snaps {
+		if !sn.condemned {
+			infos = append(infos, sn.info())
+		}
+	}
+	slices.SortFunc(infos, func(a, b Info) int { return int(min(max(b.Index-a.Index, -1), 1)) })
+	return infos
+}
+
+func (sn *snapshot) info() Info {
+	i := Info{Index: sn.index, Path: sn.path, Verified: sn.verified, Readers: sn.refs, Damage: sn.damage, Bytes: -1}
+	if m := sn.manifest; m != nil {
+		i.Term, i.Meta, i.GroupID, i.Checked = m.meta.GetLastIncludedTerm(), proto.CloneOf(m.meta), m.group, m.ours
+		i.Files, i.Bytes = len(m.files), m.bytes()
+	}
+	return i
+}
+
+// Latest opens the newest snapshot that is not known to be damaged; without one it
+// fails with ErrNone.
+func (s *Store) Latest() (*Reader, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var latest *snapshot
+	for _, sn := range s.snaps {
+		if !sn.condemned && sn.damage == nil && (latest == nil || sn.index > latest.index) {
+			latest = sn
+		}
+	}
+	if latest == nil {
+		return nil, ErrNone
+	}
+	return latest.reader(), nil
+}
+
+// Reader opens the snapshot of that index. One with a damaged manifest fails with
+// what List says of it, one that is not there with ErrNone.
+func (s *Store) Reader(index int64) (*Reader, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sn := s.snaps[index]
+	switch {
+	case sn == nil || sn.condemned:
+		return nil, fmt.Errorf("snapshot %d: %w", index, ErrNone)
+	case sn.manifest == nil:
+		return nil, sn.damage
+	}
+	return sn.reader(), nil
+}
+
+// Prune condemns all snapshots but the newest of those that Options.Keep counts. It
+// is for after a new snapshot was verified: a damaged one counts for nothing, and
+// goes once a good newer one is there. A condemned snapshot is deleted at once, or
+// when its last Reader closes. An error means that some still take space; the next
+// Prune tries again.
+func (s *Store) Prune() error {
+	s.mu.Lock()
+	good := 0
+	var newest []*snapshot
+	for _, sn := range s.snaps {
+		newest = append(newest, sn)
+	}
+	slices.SortFunc(newest, func(a, b *snapshot) int { return int(min(max(b.index-a.index, -1), 1)) })
+	for _, sn := range newest {
+		switch {
+		case sn.condemned:
+		case good >= s.keep, good > 0 && sn.damage != nil:
+			sn.condemned = true
+		case sn.damage == nil:
+			good++
+		}
+	}
+	s.mu.Unlock()
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	return errors.Join(s.bury(), s.sweep())
+}
+
+// Remove condemns the snapshot of that index, such as a damaged one that another of
+// the same index shall replace. See Prune for when it is deleted.
+func (s *Store) Remove(index int64) error {
+	s.mu.Lock()
+	sn := s.snaps[index]
+	if sn == nil || sn.condemned {
+		s.mu.Unlock()
+		return fmt.Errorf("snapshot %d: %w", index, ErrNone)
+	}
+	sn.condemned = true
+	s.mu.Unlock()
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	return s.bury()
+}
+
+// RemoveCopy deletes what an interrupted copy left for resuming.
+func (s *Store) RemoveCopy() error {
+	s.mu.Lock()
+	busy := s.copying
+	s.copying = true
+	s.mu.Unlock()
+	if busy {
+		return ErrBusy
+	}
+	defer s.release(&s.copying)
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	return errors.Join(s.discard(filepath.Join(s.dir, copyDir)), s.discard(filepath.Join(s.dir, installDir)))
+}
+
+// bury deletes the condemned snapshots that nobody reads. The caller holds changes.
+func (s *Store) bury() error {
+	s.mu.Lock()
+	var dead []*snapshot
+	for _, sn := range s.snaps {
+		if sn.condemned && sn.refs == 0 {
+			dead = append(dead, sn)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(dead, func(a, b *snapshot) int { return int(min(max(a.index-b.index, -1), 1)) })
+	var errs []error
+	for _, sn := range dead {
+		err := s.discard(sn.path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("delete snapshot %d: %w", sn.index, err))
+		}
+		if _, statErr := s.fs.Stat(sn.path); errors.Is(statErr, os.ErrNotExist) { // what is left is trash
+			s.mu.Lock()
+			delete(s.snaps, sn.index)
+			s.mu.Unlock()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newer fails with ErrStale or ErrBusy if a snapshot of that index cannot be published.
+func (s *Store) newer(index int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sn := range s.snaps {
+		switch {
+		case !sn.condemned && sn.index >= index:
+			return fmt.Errorf("snapshot %d: %w, %d", index, ErrStale, sn.index)
+		case sn.index == index:
+			return fmt.Errorf("snapshot %d: an earlier one is not deleted yet: %w", index, ErrBusy)
+		}
+	}
+	return nil
+}
+
+// publish makes a snapshot of a directory that is complete and durable but for its
+// name. If that name cannot be made durable, the snapshot is taken back.
+func (s *Store) publish(dir string, m *manifest) (*Reader, error) {
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	if err := s.newer(m.index()); err != nil {
+		return nil, err
+	}
+	sn := &snapshot{store: s, index: m.index(), path: filepath.Join(s.dir, snapshotName(m.index())), manifest: m}
+	if err := s.fs.Rename(dir, sn.path); err != nil {
+		return nil, err
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return nil, errors.Join(err, s.discard(sn.path))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.snaps[sn.index] = sn
+	return sn.reader(), nil
+}
+
+// release ends a Writer's or Copy's sole right.
+func (s *Store) release(held *bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*held = false
+}
+
+// Inspect lists the snapshots of a directory that may not be changed, the newest
+// first.
+func Inspect(fs vfs.FS, dir string) ([]Info, error) {
+	found, err := scan(fs, dir, standard())
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	var infos []Info
+	for _, sn := range found {
+		infos = append(infos, sn.info())
+	}
+	return infos, nil
+}

@@ -1,0 +1,134 @@
+package snapdir
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/graft-raft/graft/internal/vfs"
+)
+
+// Verify makes sure that the snapshot is what was saved: the manifest, each block of
+// each file, no file missing and none too many. A *DamageError says what is not.
+// Once it has succeeded it does nothing until the process ends; Scrub does it again.
+// Of a file without hashes, as braft saves them, it only sees that it can be read.
+func (r *Reader) Verify(w Watch) error {
+	r.snap.store.mu.Lock()
+	verified := r.snap.verified
+	r.snap.store.mu.Unlock()
+	if verified {
+		return nil
+	}
+	return r.Scrub(w)
+}
+
+// Scrub is Verify without regard to an earlier one.
+func (r *Reader) Scrub(w Watch) error {
+	if err := r.acquire(); err != nil {
+		return err
+	}
+	sn := r.snap
+	err := verifyDir(sn.store.fs, sn.path, sn.manifest, sn.store.layout, w)
+	var damage *DamageError
+	sn.store.mu.Lock()
+	switch {
+	case err == nil:
+		sn.verified = true
+	case errors.As(err, &damage):
+		sn.damage, sn.verified = damage, false
+	}
+	sn.store.mu.Unlock()
+	return errors.Join(err, sn.release())
+}
+
+// VerifyDir verifies a snapshot that no Store manages, such as an exported one, and
+// describes it.
+func VerifyDir(fs vfs.FS, dir string, w Watch) (Info, error) {
+	m, err := readManifest(fs, dir, standard())
+	if err != nil {
+		return Info{}, err
+	}
+	sn := &snapshot{index: m.index(), path: dir, manifest: m}
+	err = verifyDir(fs, dir, m, standard(), w)
+	sn.verified = err == nil
+	return sn.info(), err
+}
+
+func verifyDir(fs vfs.FS, dir string, m *manifest, l layout, w Watch) error {
+	again, err := readManifest(fs, dir, l)
+	if err != nil {
+		return err
+	}
+	if again.diskCRC != m.diskCRC {
+		return &DamageError{Path: filepath.Join(dir, manifestName), Name: manifestName, Reason: "it has changed"}
+	}
+	if err := walk(fs, dir, ".", func(name string) error {
+		if name == manifestName || m.file(name) != nil {
+			return nil
+		}
+		return &DamageError{Path: filepath.Join(dir, name), Name: name, Reason: "the manifest does not list it"}
+	}); err != nil {
+		return err
+	}
+	buf := make([]byte, l.leaf)
+	for i := range m.files {
+		if err := verifyFile(fs, dir, &m.files[i], l, buf, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verifyFile compares a file with its hashes.
+func verifyFile(fs vfs.FS, dir string, file *File, l layout, buf []byte, w Watch) (err error) {
+	full := filepath.Join(dir, file.Name)
+	damaged := func(off int64, format string, args ...any) error {
+		return &DamageError{Path: full, Name: file.Name, Offset: off, Reason: fmt.Sprintf(format, args...)}
+	}
+	info, err := fs.Stat(full)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return damaged(0, "it is missing")
+	case err != nil:
+		return err
+	case info.IsDir():
+		return damaged(0, "it is a directory")
+	}
+	f, err := fs.OpenFile(full, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if !file.hashed() {
+		d, err := l.hashAll(f, w)
+		if err == nil && !d.agrees(file) {
+			err = damaged(0, "its content does not match its checksum")
+		}
+		return err
+	}
+	size, err := f.Size()
+	switch {
+	case err != nil:
+		return err
+	case size < file.Size:
+		return damaged(size, "it ends there, %d bytes too early", file.Size-size)
+	case size > file.Size:
+		return damaged(file.Size, "it should end there and has %d bytes more", size-file.Size)
+	}
+	for i := range count(file.Size, file.blockSize) {
+		off, n, want := file.block(i)
+		sum, err := l.sumAt(f, off, n, buf, w)
+		switch {
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			return damaged(off, "it ends too early")
+		case err != nil:
+			return err
+		case !bytes.Equal(sum, want):
+			return damaged(off, "the block of %d bytes there does not match its hash", n)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,184 @@
+package graft
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/progress"
+	"github.com/graft-raft/graft/internal/rpc"
+)
+
+// on runs f on the replicator's actor and waits for it.
+func (r *replicator) on(f func()) {
+	done := make(chan struct{})
+	r.a.Post(func() { f(); close(done) })
+	<-done
+}
+
+// keptLogs is for how many followers the log is kept.
+func (s *snapshotter) keptLogs() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.holds)
+}
+
+// replicatorTo returns the leader's replicator of a host.
+func (c *cluster) replicatorTo(lead, to int) *replicator {
+	got := make(chan *replicator, 1)
+	c.nodes[lead].post(func() { got <- c.nodes[lead].replicators[c.peer(to)] })
+	return <-got
+}
+
+// laggard is a group of three led by host 0, whose host 2 loads a snapshot until release is called.
+func laggard(t *testing.T) (c *cluster, release func()) {
+	c = snapshotGroup(t, 3, 3, NodeOptions{})
+	c.startLed()
+	c.stop(2)
+	c.proposeMany("a", 10)
+	require.NoError(t, c.save(0))
+	loading, released := make(chan struct{}), make(chan struct{})
+	c.prepare = func(_ int, r *recorder) {
+		r.snapshots = true
+		r.onLoad = func(*SnapshotReader) error {
+			close(loading)
+			<-released
+			return nil
+		}
+	}
+	c.start(2)
+	release = sync.OnceFunc(func() { close(released) })
+	t.Cleanup(release) // also if the test fails before: else the node would never end
+	reached(t, loading)
+	return c, release
+}
+
+// S5: a peer that falls silent in the middle of an install gives its place among the sends back, and so that nothing is kept
+// for it for ever when it has come back.
+func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
+	c, release := laggard(t)
+	r := c.replicatorTo(0, 2)
+	require.Equal(t, 1, c.hosts[0].sends.inUse())
+	require.Equal(t, 1, c.nodes[0].snap.keptLogs())
+	c.net.set(isolate(2))
+	ago := func() { r.lastAnswer.Store(-int64(time.Hour)) }
+	for range 3 { // an answer may still have been on its way
+		r.on(ago)
+	}
+	c.eventually(func() bool {
+		r.on(ago)
+		return c.hosts[0].sends.inUse() == 0 && c.hosts[0].files.lent() == 0 && c.nodes[0].snap.keptLogs() == 0
+	}, "what is held ready for a silent peer")
+	c.net.set()
+	release()
+	c.sameData(0, 1, 2)
+	c.propose("b")
+	c.eventually(func() bool { return c.nodes[0].snap.keptLogs() == 0 }, "the log is still kept")
+	assert.Zero(t, c.hosts[0].sends.inUse())
+}
+
+// S5: a peer that answers an install late, when the log was not kept for it any more, has it kept until it has caught up,
+// and no longer.
+func TestTheLogIsKeptUntilALateInstallHasCaughtUp(t *testing.T) {
+	c, release := laggard(t)
+	r := c.replicatorTo(0, 2)
+	r.on(func() {
+		r.offer.holding = false
+		r.n.snap.release(r)
+	})
+	release()
+	c.sameData(0, 1, 2)
+	c.propose("b")
+	c.eventually(func() bool {
+		var replicates bool
+		r.on(func() { replicates = r.p.State == progress.Replicate })
+		return replicates && c.nodes[0].snap.keptLogs() == 0
+	}, "the log is kept for ever")
+}
+
+// S5: a snapshot that is offered again has the log kept again.
+func TestAnOfferThatIsRepeatedKeepsTheLog(t *testing.T) {
+	c, release := laggard(t)
+	r := c.replicatorTo(0, 2)
+	var held int
+	r.on(func() {
+		r.offer.holding = false
+		r.n.snap.release(r)
+		r.attemptOver()
+		r.install()
+		held = r.n.snap.keptLogs()
+	})
+	assert.Equal(t, 1, held)
+	release()
+	c.sameData(0, 1, 2)
+	c.eventually(func() bool { return c.nodes[0].snap.keptLogs() == 0 }, "the log is kept for ever")
+}
+
+// A follower that was too slow for one snapshot gets the log behind the next one kept again.
+func TestAnotherSnapshotKeepsTheLogAnew(t *testing.T) {
+	c := compacted(t, 1, 0, NodeOptions{})
+	n := c.nodes[0]
+	s := n.snap
+	to := &replicator{n: n}
+	lent, err := s.lend(to)
+	require.NoError(t, err)
+	lent.giveBack()
+	s.total.Add(holdBytes)
+	c.proposeMany("b", 10)
+	require.NoError(t, c.save(0))
+	assert.Equal(t, s.last.Load(), s.keepFrom(), "too slow")
+	second, err := s.lend(to)
+	require.NoError(t, err)
+	second.giveBack()
+	c.proposeMany("c", 10)
+	require.NoError(t, c.save(0))
+	assert.Equal(t, second.base.index, s.keepFrom())
+	s.release(to)
+	assert.Equal(t, s.last.Load(), s.keepFrom())
+}
+
+// An install whose leader's term ended between the request and its begin is given up.
+func TestAnInstallOfATermThatHasEndedIsGivenUp(t *testing.T) {
+	b := newInstallBed(t)
+	s := b.nodes[0].snap
+	s.n.termNow.Store(5)
+	var installing bool
+	done := make(chan struct{})
+	answered := make(chan rpc.Reply, 1)
+	s.a.Post(func() {
+		req := rpc.NewRequest(raftService, methodInstall, nil, nil, "test", func(code int32, text string, _ []byte, _ [][]byte) {
+			answered <- rpc.Reply{Code: code, Text: text}
+		})
+		s.begin(&install{req: req, term: 4, base: logBase{index: 10, term: 1}, uri: "remote://127.0.0.1:1/1"})
+		installing = s.inst != nil
+		close(done)
+	})
+	<-done
+	assert.False(t, installing)
+	assert.Zero(t, s.incoming.Load())
+	assert.Zero(t, b.hosts[0].receives.inUse())
+}
+
+// Who waits for something to be durable at a node that has failed is told.
+func TestNobodyWaitsAtANodeThatHasFailed(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.startLed()
+	n := c.nodes[0]
+	dropped := make(chan bool, 1)
+	n.post(func() {
+		n.hard.wanted++
+		n.fail(errors.New("broken"))
+		n.afterSaveOr(func() { dropped <- false }, func() { dropped <- true })
+		select {
+		case dropped <- false: // neither
+		default:
+		}
+	})
+	assert.True(t, <-dropped)
+	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+}

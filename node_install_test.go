@@ -1,0 +1,660 @@
+package graft
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/vfs"
+	"github.com/graft-raft/graft/raftpb"
+)
+
+// noFiles refuses get_file requests, all but the first ones.
+func noFiles(first int32) rule {
+	var n atomic.Int32
+	return func(m *message) fate {
+		return fate{refused: !m.answer && m.method == methodGetFile && n.Add(1) > first}
+	}
+}
+
+// counting counts requests of a method.
+func counting(method string, n *atomic.Int32) rule {
+	return func(m *message) fate {
+		if !m.answer && m.method == method {
+			n.Add(1)
+		}
+		return fate{}
+	}
+}
+
+// compacted is a group of one, its log cut behind a snapshot, and joiners.
+func compacted(t *testing.T, hosts int, filler int, opts NodeOptions) *cluster {
+	c := snapshotGroup(t, 1, hosts, opts)
+	c.startLed()
+	c.fsms[0].filler = filler
+	c.proposeMany("a", 10)
+	require.NoError(t, c.save(0))
+	return c
+}
+
+// A joiner that needs what is in the log no more gets a snapshot, counts as catching up meanwhile, and goes on from the leader's
+// log. It keeps what it got over a restart.
+func TestAJoinerGetsASnapshot(t *testing.T) {
+	c := compacted(t, 2, 5<<20, NodeOptions{})
+	c.proposeMany("b", 3)
+	var installs atomic.Int32
+	c.net.set(counting(methodInstall, &installs))
+	require.NoError(t, c.add(0, 1).wait())
+	want := c.sameData(0, 1)
+	assert.Len(t, want, 13)
+	lead, s := c.nodes[0].Status(), c.nodes[1].Status()
+	assert.Equal(t, []int64{lead.Snapshot.Index}, c.fsms[1].loaded(), "once")
+	assert.EqualValues(t, 1, installs.Load())
+	assert.Equal(t, lead.Snapshot.Index, s.Snapshot.Index)
+	assert.Equal(t, lead.Snapshot.Index+1, s.FirstIndex)
+	assert.Equal(t, SnapshotIdle, s.Snapshot.State)
+	assert.Equal(t, "replicate", lead.Followers[0].State)
+	assert.Zero(t, lead.Followers[0].SnapshotIndex)
+	c.eventually(func() bool { return c.hosts[0].files.lent() == 0 }, "the snapshot is still lent")
+	c.stop(1)
+	c.start(1)
+	c.propose("c")
+	assert.Equal(t, append(want, "c"), c.sameData(0, 1))
+	c.handTo(1)
+	c.propose("d")
+	assert.Equal(t, append(want, "c", "d"), c.sameData(0, 1))
+}
+
+// lent is how many snapshots are lent.
+func (f *fileService) lent() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.readers)
+}
+
+// An idle group brings back a member that was wiped, and one that was removed, wiped and added again, without any new
+// write.
+func TestAnIdleGroupBringsBackAWipedMember(t *testing.T) {
+	c := snapshotGroup(t, 3, 3, NodeOptions{})
+	c.startLed()
+	c.proposeMany("a", 10)
+	for i := range 3 {
+		c.eventually(func() bool { return c.nodes[i].Status().AppliedIndex == c.nodes[0].Status().LastIndex }, "not applied")
+		require.NoError(t, c.save(i))
+	}
+	last := c.nodes[0].Status().LastIndex
+	term := c.nodes[0].Status().Term
+	c.wipe(2)
+	c.startWith(2, Configuration{})
+	c.status(2, func(s Status) bool { return s.AppliedIndex == last && !s.Waiting }, "it is not brought back")
+	assert.Equal(t, c.fsms[0].applied(), c.fsms[2].applied())
+	assert.Equal(t, last, c.nodes[0].Status().LastIndex, "nothing was written")
+	assert.Equal(t, term, c.nodes[0].Status().Term)
+
+	require.NoError(t, c.remove(0, 2).wait())
+	require.NoError(t, c.save(0))
+	c.wipe(2)
+	c.startWith(2, Configuration{})
+	require.NoError(t, c.add(0, 2).wait())
+	assert.Len(t, c.sameData(0, 1, 2), 10)
+	assert.NotEmpty(t, c.fsms[2].loaded())
+}
+
+// A follower that was away comes back to a log that begins behind what it has. Its own entries that nobody committed are in
+// nobody's way (S7, S9).
+func TestAFollowerWithAnotherTailGetsASnapshot(t *testing.T) {
+	c := snapshotGroup(t, 3, 3, NodeOptions{})
+	c.startLed()
+	c.proposeMany("a", 3)
+	c.sameData(0, 1, 2)
+	// Host 0 is alone with many entries; the others go on without it.
+	c.net.set(isolate(0))
+	for i := range 50 {
+		c.nodes[0].Apply(Task{Data: []byte(fmt.Sprint("lost", i))})
+	}
+	c.status(0, func(s Status) bool { return s.DurableIndex >= 50 && s.Role != RoleLeader }, "it has no tail")
+	c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "no other leader")
+	lead := 1
+	if c.nodes[2].IsLeader() {
+		lead = 2
+	}
+	c.status(lead, func(s Status) bool { return s.Stage == StageNone }, "not ready")
+	for i := range 5 {
+		_, err := c.nodes[lead].Propose(t.Context(), []byte(fmt.Sprint("b", i)))
+		require.NoError(t, err)
+	}
+	for _, i := range []int{1, 2} {
+		c.eventually(func() bool { return c.nodes[i].Status().AppliedIndex == c.nodes[lead].Status().LastIndex }, "not applied")
+		require.NoError(t, c.save(i))
+	}
+	index := c.nodes[lead].Status().Snapshot.Index
+	require.Less(t, index, c.nodes[0].Status().LastIndex, "the tail lies on both sides of the snapshot")
+	c.net.set()
+	c.status(0, func(s Status) bool { return s.AppliedIndex >= index }, "it is not brought back")
+	c.propose("c")
+	assert.Equal(t, []string{"a0", "a1", "a2", "b0", "b1", "b2", "b3", "b4", "c"}, c.sameData(0, 1, 2))
+	assert.Equal(t, []int64{index}, c.fsms[0].loaded())
+	c.stop(0)
+	c.start(0)
+	c.propose("d")
+	assert.Len(t, c.sameData(0, 1, 2), 10)
+	assert.GreaterOrEqual(t, c.nodes[0].Status().FirstIndex, index+1)
+}
+
+// A configuration that is joint at the snapshot's index is in force where the snapshot is installed, and after a restart.
+func TestASnapshotOfAJointConfiguration(t *testing.T) {
+	c := snapshotGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	c.proposeMany("a", 3)
+	// The joint entry is committed, that of the new configuration is not.
+	stable := func(e confEntry) bool { return !e.joint() && c.name(e.conf) == "0,3,4" }
+	c.net.set(noConf(stable, 1, 2, 3, 4))
+	change := c.change(0, c.voters(0, 3, 4))
+	joint := c.status(0, func(s Status) bool { return s.Stage == StageStable && s.AppliedIndex == s.LastIndex-1 }, "the joint configuration is not committed")
+	require.NoError(t, c.save(0))
+	s := c.nodes[0].Status()
+	require.Equal(t, joint.LastIndex-1, s.Snapshot.Index)
+	assert.True(t, c.nodes[0].lm.confAt(s.Snapshot.Index).joint())
+	c.stop(0)
+	assert.Error(t, change.wait())
+	c.net.set()
+	c.start(0)
+	base := c.nodes[0].lm.confAt(s.Snapshot.Index)
+	assert.Equal(t, "0,3,4 of 0,1,2", c.name(base.conf)+" of "+c.name(base.old))
+	assert.Equal(t, s.Snapshot.Index, base.index)
+	c.wipe(4)
+	c.startWith(4, Configuration{})
+	c.eventually(func() bool {
+		lead := c.leader()
+		s := c.nodes[lead].Status()
+		return s.Stage == StageNone && c.name(s.Conf) == "0,3,4"
+	}, "the change is not finished")
+	c.propose("b")
+	assert.Equal(t, []string{"a0", "a1", "a2", "b"}, c.sameData(0, 3, 4))
+}
+
+// A copy that is cut off goes on where it was: after lost connections, after a restart of the receiver, and from another leader.
+func TestACopyIsResumed(t *testing.T) {
+	const size = 12 << 20
+	for _, test := range []struct {
+		name string
+		do   func(c *cluster)
+	}{
+		{"the connection is lost", func(c *cluster) {
+			c.eventually(func() bool { return c.hosts[2].receives.inUse() == 0 }, "it goes on without files")
+		}},
+		{"the receiver is restarted", func(c *cluster) {
+			c.stop(2)
+			c.start(2)
+		}},
+		{"another leads", func(c *cluster) {
+			c.net.set(noFiles(0))
+			c.handTo(1)
+		}},
+		{"the sender is restarted", func(c *cluster) {
+			c.stop(0)
+			c.eventually(func() bool { return c.nodes[1].IsLeader() }, "no other leader")
+			c.start(0)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := snapshotGroup(t, 3, 3, NodeOptions{})
+			c.startLed()
+			c.stop(2)
+			for i := range 2 {
+				c.fsms[i].filler = size
+			}
+			c.proposeMany("a", 10)
+			c.sameData(0, 1)
+			for i := range 2 {
+				require.NoError(t, c.save(i))
+			}
+			c.net.set(noFiles(13))
+			c.start(2)
+			c.eventually(func() bool { return c.nodes[2].Status().Snapshot.Done >= 4<<20 }, "nothing is copied")
+			test.do(c)
+			c.net.set()
+			c.propose("b")
+			assert.Len(t, c.sameData(0, 1, 2), 11)
+			p := c.nodes[2].snap.resumed.Load()
+			assert.GreaterOrEqual(t, p, int64(3<<20), "bytes that were not copied again")
+		})
+	}
+}
+
+// inUse is how many places are taken.
+func (t *throttle) inUse() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.taken
+}
+
+// installBed is a follower whose leader is the test.
+type installBed struct {
+	*cluster
+	peer  *rpc.TCP
+	leads PeerID
+	mu    sync.Mutex
+	files func(req *rpc.Request, m *raftpb.GetFileRequest)
+}
+
+func newInstallBed(t *testing.T) *installBed {
+	b := &installBed{cluster: snapshotGroup(t, 1, 1, NodeOptions{ElectionTimeout: time.Minute})}
+	b.leads = PeerID{Address: freeAddrs(t, 1)[0]}
+	b.peer = rpc.NewTCP(rpc.TCPOptions{})
+	require.NoError(t, b.peer.Start(rpc.StartOptions{Listen: b.leads.Address, Address: b.leads.Address, Incarnation: 1, Serve: func(req *rpc.Request) {
+		m := new(raftpb.GetFileRequest)
+		if req.Method != methodGetFile || proto.Unmarshal(req.Message, m) != nil {
+			req.Fail(codeNoMethod, "Fail to find method")
+			return
+		}
+		b.mu.Lock()
+		files := b.files
+		b.mu.Unlock()
+		files(req, m)
+	}}))
+	t.Cleanup(func() { assert.NoError(t, b.peer.Close()) })
+	b.startWith(0, Configuration{})
+	return b
+}
+
+// install sends install_snapshot.
+func (b *installBed) install(term, index int64) chan rpc.Reply {
+	m := &raftpb.InstallSnapshotRequest{
+		GroupId: proto.String("g"), ServerId: proto.String(b.leads.String()), PeerId: proto.String(b.cluster.peer(0).String()), Term: &term,
+		Meta: &raftpb.SnapshotMeta{LastIncludedIndex: &index, LastIncludedTerm: proto.Int64(1), Peers: []string{b.leads.String()}},
+		Uri:  proto.String("remote://" + b.leads.Address + "/-77"),
+	}
+	payload, err := proto.Marshal(m)
+	require.NoError(b.t, err)
+	got := make(chan rpc.Reply, 1)
+	b.peer.Call(b.addrs[0], rpc.Call{Service: raftService, Method: methodInstall, Message: [][]byte{payload}, Done: func(r rpc.Reply) { got <- r }})
+	return got
+}
+
+func (b *installBed) serve(files func(req *rpc.Request, m *raftpb.GetFileRequest)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.files = files
+}
+
+// braftFiles serves a snapshot as braft does: a manifest without hashes, files strictly from beginning to end, one read
+// at a time.
+func braftFiles(t *testing.T, index int64, peers []string, content map[string]string, order ...string) func(*rpc.Request, *raftpb.GetFileRequest) {
+	var mu sync.Mutex
+	at, file, reading := int64(0), "", false
+	manifest := &raftpb.LocalSnapshotPbMeta{Meta: &raftpb.SnapshotMeta{LastIncludedIndex: &index, LastIncludedTerm: proto.Int64(1), Peers: peers}}
+	for _, name := range order {
+		manifest.Files = append(manifest.Files, &raftpb.LocalSnapshotPbMeta_File{Name: proto.String(name), Meta: &raftpb.LocalFileMeta{}})
+	}
+	bare, err := proto.Marshal(manifest)
+	require.NoError(t, err)
+	return func(req *rpc.Request, m *raftpb.GetFileRequest) {
+		mu.Lock()
+		defer mu.Unlock()
+		if reading {
+			req.Fail(codeAgain, "busy")
+			return
+		}
+		if m.GetFilename() == metaFile {
+			replyFile(req, 0, bare, true)
+			return
+		}
+		data, ok := content[m.GetFilename()]
+		if file != "" && file != m.GetFilename() || m.GetOffset() != at || !ok {
+			req.Fail(int32(ErrInvalid), fmt.Sprintf("read of %s at %d, while %q is read at %d", m.GetFilename(), m.GetOffset(), file, at))
+			return
+		}
+		end := min(at+m.GetCount(), int64(len(data)))
+		piece, eof := data[at:end], at+m.GetCount() >= int64(len(data))
+		file, at = m.GetFilename(), end
+		if eof {
+			file, at = "", 0
+		}
+		replyFile(req, m.GetOffset(), []byte(piece), eof)
+	}
+}
+
+func replyFile(req *rpc.Request, off int64, data []byte, eof bool) {
+	b, _ := proto.Marshal(&raftpb.GetFileResponse{Eof: &eof, ReadSize: proto.Int64(int64(len(data)))})
+	if len(data) == 0 {
+		req.Reply(b)
+		return
+	}
+	head := make([]byte, 12, 12+len(data))
+	for i := range 8 {
+		head[i] = byte(off >> (56 - 8*i))
+	}
+	for i := range 4 {
+		head[8+i] = byte(len(data) >> (24 - 8*i))
+	}
+	req.ReplyAttachment(b, [][]byte{append(head, data...)})
+}
+
+// A braft leader's snapshot is copied as braft does it: file by file, from the beginning to the end, one read at a time.
+func TestABraftLeadersSnapshotIsInstalled(t *testing.T) {
+	b := newInstallBed(t)
+	filler := strings.Repeat("0123456789", 60_000)
+	var asked []string
+	serve := braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["one","two"]`, "a/b": filler, "empty": ""}, "a/b", "empty", "entries")
+	var n atomic.Int32
+	b.serve(func(req *rpc.Request, m *raftpb.GetFileRequest) {
+		asked = append(asked, fmt.Sprintf("%s %d %d %v", m.GetFilename(), m.GetOffset(), m.GetCount(), m.GetReadPartly()))
+		assert.EqualValues(t, -77, m.GetReaderId())
+		if n.Add(1) == 3 {
+			req.Fail(codeAgain, "try again")
+			return
+		}
+		serve(req, m)
+	})
+	rep := <-b.install(3, 100)
+	require.NoError(t, rep.Err)
+	require.Zero(t, rep.Code, rep.Text)
+	resp := new(raftpb.InstallSnapshotResponse)
+	require.NoError(t, proto.Unmarshal(rep.Message, resp))
+	assert.True(t, resp.GetSuccess())
+	assert.EqualValues(t, 3, resp.GetTerm())
+	assert.Equal(t, []string{"one", "two"}, b.fsms[0].applied())
+	assert.Equal(t, []string{
+		"__raft_snapshot_meta 0 4294967295 true", "a/b 0 131072 true", "a/b 131072 131072 true", "a/b 131072 131072 true", "a/b 262144 131072 true",
+		"a/b 393216 131072 true", "a/b 524288 131072 true", "empty 0 131072 true", "entries 0 131072 true",
+	}, asked)
+	s := b.nodes[0].Status()
+	assert.EqualValues(t, 101, s.FirstIndex)
+	assert.EqualValues(t, 100, s.CommitIndex)
+	got, err := readFile(b.disks[0], b.snapshotFile(0, "a/b"))
+	require.NoError(t, err)
+	assert.Equal(t, filler, got)
+	rep = <-b.install(3, 90)
+	require.Zero(t, rep.Code, "what is older is there already")
+	rep = <-b.install(2, 200)
+	require.NoError(t, proto.Unmarshal(rep.Message, resp))
+	assert.False(t, resp.GetSuccess())
+	assert.EqualValues(t, 3, resp.GetTerm())
+}
+
+func readFile(fs vfs.FS, path string) (string, error) {
+	f, err := fs.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	size, err := f.Size()
+	if err != nil {
+		return "", err
+	}
+	b := make([]byte, size)
+	if size > 0 {
+		_, err = f.ReadAt(b, 0)
+	}
+	return string(b), err
+}
+
+// Of two requests for the same snapshot the later one gets the outcome; one for a newer takes the place of an older; one for an
+// older is refused; a leader of a later term ends what an earlier one began.
+func TestInstallRequestsThatMeet(t *testing.T) {
+	b := newInstallBed(t)
+	release := make(chan struct{})
+	held := func(index int64) func(*rpc.Request, *raftpb.GetFileRequest) {
+		serve := braftFiles(t, index, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries")
+		return func(req *rpc.Request, m *raftpb.GetFileRequest) {
+			if m.GetFilename() != metaFile {
+				go func() { <-release; serve(req, m) }()
+				return
+			}
+			serve(req, m)
+		}
+	}
+	b.serve(held(100))
+	copying := func(index int64) {
+		b.status(0, func(s Status) bool { return s.Snapshot.State == SnapshotCopying && s.Snapshot.NextIndex == index }, "it is not copied")
+	}
+	first := b.install(3, 100)
+	copying(100)
+	second := b.install(3, 100)
+	rep := <-first
+	assert.EqualValues(t, codeInterrupted, rep.Code, "the later request has joined")
+	rep = <-b.install(3, 90)
+	assert.EqualValues(t, ErrInvalid, rep.Code, "an older one")
+	b.serve(held(200))
+	third := b.install(3, 200)
+	rep = <-second
+	assert.EqualValues(t, ErrCanceled, rep.Code, "superseded")
+	copying(200)
+	fourth := b.install(4, 200)
+	rep = <-third
+	resp := new(raftpb.InstallSnapshotResponse)
+	require.Zero(t, rep.Code)
+	require.NoError(t, proto.Unmarshal(rep.Message, resp))
+	assert.False(t, resp.GetSuccess())
+	assert.EqualValues(t, 4, resp.GetTerm(), "another leads")
+	close(release)
+	rep = <-fourth
+	require.Zero(t, rep.Code, rep.Text)
+	require.NoError(t, proto.Unmarshal(rep.Message, resp))
+	assert.True(t, resp.GetSuccess())
+	assert.EqualValues(t, 200, b.nodes[0].Status().Snapshot.Index)
+}
+
+// Rubbish is refused with braft's codes, and nothing is written where it should not be.
+func TestInstallsThatMakeNoSense(t *testing.T) {
+	for _, name := range []string{"../../evil", "/etc/evil", "a/../../evil", "..", ""} {
+		t.Run("a file named "+name, func(t *testing.T) {
+			t.Parallel() // each is asked for again a few times
+			b := newInstallBed(t)
+			b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{name: "x"}, name))
+			rep := <-b.install(3, 100)
+			assert.EqualValues(t, ErrCorrupt, rep.Code, name)
+			names, err := b.disks[0].ReadDir("/data")
+			require.NoError(t, err)
+			assert.ElementsMatch(t, []string{"log", "snapshots"}, names)
+		})
+	}
+	b := newInstallBed(t)
+	b.serve(func(req *rpc.Request, _ *raftpb.GetFileRequest) {
+		req.Fail(int32(ErrNotFound), "Fail to find reader=-77")
+	})
+	rep := <-b.install(3, 100)
+	assert.EqualValues(t, ErrNotFound, rep.Code, "the sender has given up: no use in asking again")
+	b.serve(braftFiles(t, 101, []string{b.leads.String()}, map[string]string{"entries": `[]`}, "entries"))
+	rep = <-b.install(3, 100)
+	assert.EqualValues(t, ErrInvalid, rep.Code, "another snapshot's files")
+	rep = <-b.install(3, 0)
+	assert.EqualValues(t, codeBadRequest, rep.Code)
+	names, err := b.disks[0].ReadDir("/data")
+	require.NoError(t, err)
+	assert.ElementsMatch(t, []string{"log", "snapshots"}, names)
+	b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["fine"]`}, "entries"))
+	rep = <-b.install(3, 100)
+	assert.Zero(t, rep.Code, rep.Text)
+}
+
+// While a snapshot is installed heartbeats are answered, entries are not taken, and nobody is asked for votes.
+func TestEntriesWaitForAnInstall(t *testing.T) {
+	c := compacted(t, 2, 0, NodeOptions{})
+	loading, release := make(chan struct{}), make(chan struct{})
+	c.fsms[1].onLoad = func(*SnapshotReader) error {
+		close(loading)
+		<-release
+		return nil
+	}
+	add := c.add(0, 1)
+	reached(t, loading)
+	c.proposeMany("b", 5)
+	f := c.status(0, func(s Status) bool { return s.Followers[0].SnapshotIndex != 0 && s.Followers[0].State == "snapshot" }, "not in the snapshot state")
+	assert.True(t, f.Followers[0].CatchingUp)
+	assert.Equal(t, SnapshotLoading, c.nodes[1].Status().Snapshot.State)
+	c.never(3*c.nodes[0].o.ElectionTimeout, func() bool {
+		s := c.nodes[0].Status().Followers[0]
+		return s.Silent > c.nodes[0].o.ElectionTimeout || c.nodes[1].Status().Leader.IsZero()
+	}, "it is silent")
+	assert.True(t, add.open())
+	close(release)
+	require.NoError(t, add.wait())
+	assert.Len(t, c.sameData(0, 1), 15)
+}
+
+// S5, S6: a state machine that takes longer to load than several snapshots take to be saved still joins, by one install: the log behind
+// its snapshot is kept for it. So does one that takes longer than CatchupTimeout, as long as it answers.
+func TestAStateMachineThatLoadsSlowlyStillJoins(t *testing.T) {
+	c := compacted(t, 2, 0, NodeOptions{CatchupTimeout: 300 * ms})
+	loading, release := make(chan struct{}), make(chan struct{})
+	c.fsms[1].onLoad = func(*SnapshotReader) error {
+		close(loading)
+		<-release
+		return nil
+	}
+	first := c.nodes[0].Status().Snapshot.Index
+	add := c.add(0, 1)
+	reached(t, loading)
+	for round := range 5 {
+		c.proposeMany(fmt.Sprint("r", round, " "), 5)
+		require.NoError(t, c.save(0))
+	}
+	s := c.nodes[0].Status()
+	assert.Greater(t, s.Snapshot.Index, first+20)
+	assert.Equal(t, first+1, s.FirstIndex, "kept for the joiner")
+	c.never(3*300*ms, func() bool { return !add.open() }, "given up while it loads")
+	close(release)
+	require.NoError(t, add.wait())
+	assert.Equal(t, []int64{first}, c.fsms[1].loaded())
+	assert.Len(t, c.sameData(0, 1), 35)
+	require.NoError(t, c.save(0))
+	c.propose("more")
+	require.NoError(t, c.save(0))
+	s = c.nodes[0].Status()
+	assert.Equal(t, s.Snapshot.Index+1, s.FirstIndex, "and no longer than that")
+}
+
+// A joiner to which nothing comes through fails the change, as one that takes no entries does.
+func TestAnInstallWithoutProgressFailsTheChange(t *testing.T) {
+	c := compacted(t, 2, 3<<20, NodeOptions{CatchupTimeout: time.Second})
+	c.net.set(noFiles(1)) // the manifest
+	err := c.add(0, 1).wait()
+	assert.ErrorIs(t, err, ErrCatchup)
+	c.net.set()
+	c.eventually(func() bool { return c.add(0, 1).wait() == nil }, "it does not join")
+	assert.Len(t, c.sameData(0, 1), 10)
+}
+
+// A leader whose snapshot is damaged finds out when a follower cannot use it, and saves another. Nobody else is harmed
+// (S-07 of braft: the leader fails).
+func TestADamagedSnapshotOfTheLeaderIsReplaced(t *testing.T) {
+	c := compacted(t, 2, 3<<20, NodeOptions{})
+	damage(t, c.disks[0], c.snapshotFile(0, "more/filler"))
+	require.NoError(t, c.add(0, 1).wait())
+	assert.Len(t, c.sameData(0, 1), 10)
+	assert.NotEqual(t, RoleFailed, c.nodes[0].Status().Role)
+}
+
+// A block that is damaged on its way is found and fetched again, it alone.
+func TestADamagedBlockIsFetchedAgain(t *testing.T) {
+	c := compacted(t, 2, 5<<20, NodeOptions{})
+	var once atomic.Bool
+	c.net.corrupt = func(m *message, r *rpc.Reply) {
+		if m.method == methodGetFile && len(r.Attachment) > 1<<19 && !once.Swap(true) {
+			r.Attachment = slices.Clone(r.Attachment)
+			r.Attachment[1000] ^= 1
+		}
+	}
+	var installs, reads atomic.Int32
+	c.net.set(counting(methodInstall, &installs), counting(methodGetFile, &reads))
+	require.NoError(t, c.add(0, 1).wait())
+	assert.Len(t, c.sameData(0, 1), 10)
+	assert.True(t, once.Load())
+	assert.EqualValues(t, 1, installs.Load(), "the install goes on")
+	assert.LessOrEqual(t, reads.Load(), int32(16), "not all of it is fetched again")
+}
+
+// Bytes per second and places are bounded, per host and direction, and the bounds can be changed meanwhile.
+func TestInstallsAreThrottled(t *testing.T) {
+	for _, direction := range []string{"sending", "receiving"} {
+		t.Run(direction, func(t *testing.T) {
+			c := snapshotGroup(t, 1, 2, NodeOptions{})
+			slow := SnapshotThrottle{SendRate: 1 << 20}
+			at := 0
+			if direction == "receiving" {
+				slow, at = SnapshotThrottle{ReceiveRate: 1 << 20}, 1
+			}
+			c.throttle = slow
+			c.startLed()
+			c.fsms[0].filler = 10 << 20
+			c.propose("a")
+			require.NoError(t, c.save(0))
+			add := c.add(0, 1)
+			c.status(1, func(s Status) bool { return s.Snapshot.Done > 100<<10 }, "nothing comes")
+			began, done := time.Now(), c.nodes[1].Status().Snapshot.Done
+			c.never(500*time.Millisecond, func() bool {
+				most := float64(1<<20)*(time.Since(began).Seconds()+0.3) + 1<<20
+				return float64(c.nodes[1].Status().Snapshot.Done-done) > most
+			}, "faster than allowed")
+			assert.True(t, add.open())
+			assert.ErrorIs(t, c.hosts[at].SetSnapshotThrottle(SnapshotThrottle{SendRate: -1}), ErrInvalid)
+			require.NoError(t, c.hosts[at].SetSnapshotThrottle(SnapshotThrottle{}))
+			require.NoError(t, add.wait())
+			assert.Equal(t, []string{"a"}, c.sameData(0, 1))
+		})
+	}
+}
+
+// The files of a snapshot cannot be read by names that climb out of it, nor without its number; absurd reads are refused.
+func TestFileServiceRefusesWhatIsNotItsOwn(t *testing.T) {
+	c := compacted(t, 1, 0, NodeOptions{})
+	lent, err := c.nodes[0].snap.lend(nil)
+	require.NoError(t, err)
+	get := func(reader int64, name string, off, count int64) (code int32, text string, n int) {
+		done := make(chan struct{})
+		b, err := proto.Marshal(&raftpb.GetFileRequest{ReaderId: &reader, Filename: &name, Offset: &off, Count: &count, ReadPartly: proto.Bool(true)})
+		require.NoError(t, err)
+		c.hosts[0].serve(rpc.NewRequest(fileServiceName, methodGetFile, b, nil, "somebody", func(c int32, s string, _ []byte, a [][]byte) {
+			code, text = c, s
+			for _, p := range a {
+				n += len(p)
+			}
+			close(done)
+		}))
+		<-done
+		return code, text, n
+	}
+	code, _, n := get(lent.id, "entries", 0, 1<<40)
+	assert.Zero(t, code)
+	assert.Greater(t, n, 12)
+	for _, name := range []string{"../snapshot_00000000000000000001/entries", "/etc/passwd", "..", "", "entries/", filepath.Join(c.snapshotDir(0), "entries"), metaFile + ".tmp"} {
+		code, text, _ := get(lent.id, name, 0, 10)
+		assert.EqualValues(t, 1, code, name)
+		assert.Contains(t, text, "Operation not permitted")
+	}
+	code, text, _ := get(42, "entries", 0, 10)
+	assert.EqualValues(t, 2, code)
+	assert.Equal(t, "Fail to find reader=42", text)
+	code, text, _ = get(lent.id, "entries", -1, 10)
+	assert.EqualValues(t, 1003, code)
+	assert.Equal(t, fmt.Sprintf(`Invalid request=reader_id: %d filename: "entries" count: 10 offset: -1 read_partly: true`, lent.id), text)
+	code, _, n = get(lent.id, "entries", 1<<50, 10)
+	assert.Zero(t, code, "past the end there is nothing")
+	assert.Zero(t, n)
+	index := lent.base.index
+	c.propose("more")
+	require.NoError(t, c.save(0))
+	code, _, _ = get(lent.id, "entries", 0, 10)
+	assert.Zero(t, code, "as long as it is lent it is not deleted")
+	assert.Contains(t, lent.r.Path(), fmt.Sprint(index))
+	lent.giveBack()
+	lent.giveBack()
+	code, _, _ = get(lent.id, "entries", 0, 10)
+	assert.EqualValues(t, 2, code)
+	c.eventually(func() bool {
+		_, err := c.disks[0].Stat(lent.r.Path())
+		return err != nil
+	}, "it is not deleted when nobody reads it any more")
+}

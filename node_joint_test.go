@@ -1,0 +1,429 @@
+package graft
+
+import (
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/vfs"
+)
+
+// logged names the configuration entries in a host's log, as in "0,1,2", or "0,3 (0,1,2)" for a joint one.
+func (c *cluster) logged(i int) (names []string) {
+	for _, e := range confsLogged(c.nodes[i]) {
+		name := c.name(e.conf)
+		if e.joint() {
+			name += " (" + c.name(e.old) + ")"
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// reported names what OnConfigurationCommitted was given on a host.
+func (c *cluster) reported(i int) (names []string) {
+	for _, conf := range c.fsms[i].committedConfs() {
+		names = append(names, c.name(conf))
+	}
+	return names
+}
+
+// inStage waits until a change is in a stage on a host.
+func (c *cluster) inStage(i int, stage Stage) Status {
+	c.t.Helper()
+	return c.status(i, func(s Status) bool { return s.Stage == stage }, "not in stage "+stage.String())
+}
+
+// settled waits until the hosts have a configuration and a leader among them is at rest.
+func (c *cluster) settled(conf Configuration, hosts ...int) (lead int) {
+	c.t.Helper()
+	c.eventually(func() bool {
+		lead = -1
+		for _, i := range hosts {
+			s := c.nodes[i].Status()
+			if !s.Conf.Equal(conf) || !s.OldConf.Empty() {
+				return false
+			}
+			if s.Role == RoleLeader && s.Stage == StageNone {
+				lead = i
+			}
+		}
+		return lead >= 0
+	}, "it does not come to "+c.name(conf))
+	return lead
+}
+
+// M4, M17: several voters at once go through one joint configuration, which no callback ever sees.
+func TestSeveralVotersChangeThroughAJointConfiguration(t *testing.T) {
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	c.propose("before")
+	require.NoError(t, c.change(0, c.voters(0, 3, 4)).wait())
+	c.propose("after")
+	c.settled(c.voters(0, 3, 4), 0, 3, 4)
+	assert.Equal(t, []string{"before", "after"}, c.sameData(0, 3, 4))
+	want := []string{"0,3,4 (0,1,2)", "0,3,4"}
+	for _, i := range []int{0, 3, 4} {
+		assert.Equal(t, want, lastOf(2, c.logged(i)), "host %d", i)
+	}
+	for i := range 5 {
+		c.status(i, func(s Status) bool { return s.CommitIndex >= s.ConfIndex && s.OldConf.Empty() }, "it does not hear of the end")
+		c.eventually(func() bool { return slices.Contains(c.reported(i), "0,3,4") }, "it is not told")
+		for _, conf := range c.reported(i) {
+			assert.Contains(t, []string{"0,1,2", "0,3,4"}, conf, "host %d", i)
+		}
+	}
+	for _, i := range []int{1, 2} {
+		c.status(i, func(s Status) bool { return s.Removed }, "a removed member does not say so")
+	}
+	c.status(0, func(s Status) bool { return len(s.Followers) == 2 }, "removed members are not let go")
+}
+
+func lastOf[T any](n int, s []T) []T { return s[max(len(s)-n, 0):] }
+
+// One voter goes straight to the new configuration, as in braft (H-62); learners never make a change joint.
+func TestOneVoterNeedsNoJointConfiguration(t *testing.T) {
+	for _, always := range []bool{false, true} {
+		c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, AlwaysJoint: always})
+		c.startLed()
+		last := len(c.logged(0))
+		joint := func(name string) (names []string) {
+			if always {
+				return []string{name}
+			}
+			return nil
+		}
+		require.NoError(t, c.change(0, c.confOf(c.peer(0), c.peer(1), c.peer(2), c.learner(3), c.learner(4))).wait())
+		require.NoError(t, c.change(0, c.confOf(c.peer(0), c.peer(1), c.peer(2), c.peer(3))).wait())
+		require.NoError(t, c.change(0, c.voters(0, 1, 2)).wait())
+		var want []string
+		want = append(want, "0,1,2,3l,4l")
+		want = append(want, joint("0,1,2,3 (0,1,2,3l,4l)")...)
+		want = append(want, "0,1,2,3")
+		want = append(want, joint("0,1,2 (0,1,2,3)")...)
+		want = append(want, "0,1,2")
+		assert.Equal(t, want, c.logged(0)[last:])
+	}
+}
+
+// H-61, and the deadline of a change that is in the log: the new majority is cut off between the append of the joint
+// configuration and its commit.
+func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
+	t.Parallel()
+	const deadline = 600 * ms
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 500 * ms})
+	c.startLed()
+	n, old, next := c.nodes[0], c.conf, c.voters(0, 3, 4)
+	c.net.set(noConf(isJoint, 3, 4))
+	p := c.begin(0, "change", func(n *Node, done Closure) { n.Change(next, ChangeOptions{Deadline: deadline}, done) })
+	s := c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "it does not wait")
+	assert.Equal(t, c.voters(3, 4).Peers(), s.Awaited)
+	assert.Equal(t, next, s.Conf, "in force from its append")
+	assert.Equal(t, old, s.OldConf)
+	require.NotNil(t, s.Change)
+	assert.Equal(t, old, s.Change.From)
+	assert.Equal(t, next, s.Change.To)
+	assert.ErrorIs(t, n.CancelChange(), ErrBusy, "nobody can take it back")
+	busy := c.add(0, 1).wait()
+	assert.ErrorIs(t, busy, ErrBusy)
+	assert.ErrorContains(t, busy, "joint")
+	proposal := make(chan error, 1)
+	n.Apply(Task{Data: []byte("waits"), Done: func(_ any, err error) { proposal <- err }})
+
+	err := p.wait()
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	assert.Equal(t, ErrUnknownOutcome, e.Code)
+	assert.ErrorIs(t, err, ErrTimeout)
+	assert.Equal(t, s.ConfIndex, e.Index, "it says which entry to look for")
+	s = n.Status()
+	assert.Equal(t, StageJoint, s.Stage, "it goes on")
+	assert.Nil(t, s.Change)
+	assert.Empty(t, proposal, "nothing commits without both majorities")
+	assert.Equal(t, RoleLeader, s.Role)
+	assert.ErrorContains(t, c.add(0, 1).wait(), "being finished")
+
+	c.net.set()
+	c.settled(next, 0, 3, 4)
+	assert.NoError(t, <-proposal)
+	assert.Equal(t, []string{"0,3,4 (0,1,2)", "0,3,4"}, lastOf(2, c.logged(0)), "each entry once (M4)")
+	assert.NotContains(t, c.fsms[0].seen(), "done: change", "the callback had its outcome")
+}
+
+// A change that is in the log cannot be called off, whether somebody still waits for it or not.
+func TestCancelChangeOfAChangeThatIsBeingFinished(t *testing.T) {
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	c.net.set(noConf(isJoint, 3, 4))
+	p := c.begin(0, "change", func(n *Node, done Closure) {
+		n.Change(c.voters(0, 3, 4), ChangeOptions{Deadline: 300 * ms}, done)
+	})
+	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome, "past its deadline nobody waits for it any more")
+	assert.Equal(t, StageJoint, c.nodes[0].Status().Stage)
+	assert.ErrorIs(t, c.nodes[0].CancelChange(), ErrBusy)
+}
+
+// Q7, Q10, M5: the next leader finishes a joint change that it finds in its log, and nobody need ask it to.
+func TestTheNextLeaderFinishesAJointChange(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms})
+	c.startLed()
+	next := c.voters(0, 3, 4)
+	c.net.set(noConf(isJoint, 3, 4))
+	p := c.change(0, next)
+	c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "the old majority does not get it")
+	c.net.set(isolate(0))
+	err := p.wait()
+	assert.ErrorIs(t, err, ErrUnknownOutcome)
+	assert.ErrorIs(t, err, ErrNotLeader, "the cause")
+	c.settled(next, 3, 4)
+	c.net.set()
+	c.settled(next, 0, 3, 4)
+	c.propose("after")
+	c.sameData(0, 3, 4)
+	for _, i := range []int{1, 2} {
+		c.status(i, func(s Status) bool { return s.Removed && s.Role == RoleFollower }, "a removed member does not know")
+	}
+}
+
+// Q7, Q10: a joint configuration that reached nobody is undone by the next leader.
+func TestAJointChangeThatNobodyHasIsUndone(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms})
+	c.startLed()
+	c.net.set(noConf(isJoint, 1, 2, 3, 4))
+	p := c.change(0, c.voters(0, 3, 4))
+	c.inStage(0, StageJoint)
+	c.net.set(isolate(0))
+	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
+	assert.Equal(t, "0,3,4", c.name(c.nodes[0].Status().Conf), "it is still in its log")
+	c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "the others have no leader")
+	c.net.set()
+	c.settled(c.conf, 0, 1, 2)
+	for i := range 5 {
+		assert.NotContains(t, c.reported(i), "0,3,4", "host %d", i)
+	}
+	c.changeTo(c.voters(0, 3, 4)) // it can be done again
+}
+
+// M6, M19: a group that was stopped in the middle of a joint change finishes it when it is back.
+func TestAJointChangeOutlivesARestartOfAll(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms})
+	c.startLed()
+	c.net.set(noConf(isJoint, 3, 4))
+	p := c.change(0, c.voters(0, 3, 4))
+	c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "the old majority does not get it")
+	for i := range 5 {
+		c.stop(i)
+	}
+	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
+	c.net.set()
+	for i := range 5 {
+		c.start(i)
+	}
+	c.settled(c.voters(0, 3, 4), 0, 3, 4)
+}
+
+// E9, Q2: votes count in both halves of a joint configuration, not in their union.
+func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
+	t.Parallel()
+	const timeout = 400 * ms
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: timeout})
+	c.startLed()
+	next := c.voters(0, 3, 4)
+	isNext := func(e confEntry) bool { return !e.joint() && e.conf.Equal(next) }
+	c.net.set(noConf(isJoint, 1, 2))
+	p := c.change(0, next)
+	for _, i := range []int{3, 4} {
+		c.status(i, func(s Status) bool { return !s.OldConf.Empty() }, "the joint configuration is not there")
+	}
+	c.net.set(noConf(isJoint, 1), noConf(isNext, 2, 3, 4)) // a majority of the old voters stores the joint one
+	c.inStage(0, StageStable)
+	c.status(2, func(s Status) bool { return !s.OldConf.Empty() }, "the joint configuration was committed without it")
+	c.stop(1)
+	c.stop(0)
+	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
+	c.net.set()
+	c.never(3*timeout, func() bool { // 2, 3 and 4 are most of the five, and a majority of the new voters
+		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
+	}, "elected without a majority of the old voters")
+	c.start(1)
+	c.settled(next, 3, 4)
+}
+
+// H-61, and braft's change_peers_steps_down_in_joint_consensus: a configuration whose majority is dead is refused at once, and
+// the group works on.
+func TestADeadNewMajorityIsRefused(t *testing.T) {
+	t.Parallel()
+	const timeout = 500 * ms
+	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: timeout, CatchupTimeout: time.Hour})
+	c.startLed()
+	c.stop(3)
+	c.status(0, func(s Status) bool {
+		f, _ := s.follower(c.peer(3))
+		return f.Silent > timeout
+	}, "its silence does not show")
+	before, began := c.nodes[0].Status(), time.Now()
+	err := c.change(0, c.voters(2, 3)).wait()
+	assert.Less(t, time.Since(began), slack)
+	assert.ErrorIs(t, err, ErrUnreachable)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	assert.True(t, e.Peer.Same(c.peer(3)), err)
+	after := c.nodes[0].Status()
+	assert.Equal(t, before.Conf, after.Conf)
+	assert.Equal(t, before.LastIndex, after.LastIndex)
+	assert.Equal(t, before.Term, after.Term)
+	assert.Equal(t, StageNone, after.Stage)
+	c.propose("writes go on")
+	c.start(3)
+	c.status(0, func(s Status) bool { f, _ := s.follower(c.peer(3)); return f.Silent < timeout/2 }, "it is not heard again")
+	assert.NoError(t, c.change(0, c.voters(2, 3)).wait())
+	c.settled(c.voters(2, 3), 2, 3)
+}
+
+// The same, but the new majority dies after the joint configuration is in the log: the leader steps down, and
+// the change is finished without a client when they are back.
+func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: 400 * ms})
+	c.startLed()
+	c.net.set(noConf(isJoint, 2, 3))
+	p := c.change(0, c.voters(2, 3))
+	c.inStage(0, StageJoint)
+	c.stop(2)
+	c.stop(3)
+	err := p.wait()
+	assert.ErrorIs(t, err, ErrUnknownOutcome)
+	assert.ErrorIs(t, err, ErrQuorumLost)
+	c.net.set()
+	c.start(2)
+	c.start(3)
+	c.settled(c.voters(2, 3), 2, 3)
+	c.propose("after")
+	c.sameData(2, 3)
+}
+
+// H-08: stages advance when entries are committed. A slow state machine delays only what it is told.
+func TestASlowStateMachineHoldsUpNoChange(t *testing.T) {
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	gate, entered := make(chan struct{}), make(chan struct{})
+	c.onApply = func(host int, data string) {
+		if host == 0 && data == "slow" {
+			close(entered)
+			<-gate
+		}
+	}
+	c.startLed()
+	c.fsms[0].forget()
+	c.nodes[0].Apply(Task{Data: []byte("slow")})
+	<-entered
+	assert.ErrorIs(t, c.change(0, Configuration{}).wait(), ErrInvalid, "what has not happened is told at once")
+	first := c.add(0, 3)
+	c.status(0, func(s Status) bool { return s.Stage == StageNone && s.Conf.Equal(c.voters(0, 1, 2, 3)) }, "the change waits for the state machine")
+	second := c.add(0, 4)
+	s := c.status(0, func(s Status) bool { return s.Stage == StageNone && s.Conf.Len() == 5 }, "the second change waits for it")
+	assert.GreaterOrEqual(t, s.CommitIndex, s.ConfIndex)
+	assert.Less(t, s.AppliedIndex, s.ConfIndex)
+	assert.Len(t, c.fsms[0].seen(), 1, "what has happened is told in log order")
+	assert.True(t, first.open() && second.open())
+	close(gate)
+	require.NoError(t, first.wait())
+	require.NoError(t, second.wait())
+	assert.Equal(t, []string{"conf 0,1,2,3", "done: add 3", "conf 0,1,2,3,4", "done: add 4"}, c.fsms[0].seen()[1:])
+}
+
+// Q7: a leader that is closed ends the change on it once, and says what that means.
+func TestClosingInEachStageAnswersOnce(t *testing.T) {
+	adds3 := func(e confEntry) bool { return e.conf.Len() == 4 }
+	for _, test := range []struct {
+		stage   Stage
+		network rule
+		to      []int
+		certain bool // that nothing has happened
+	}{
+		{StageCatchingUp, isolate(3), []int{0, 1, 2, 3}, true},
+		{StageJoint, noConf(isJoint, 1, 2), []int{0, 3, 4}, false},
+		{StageStable, noConf(adds3, 1, 2), []int{0, 1, 2, 3}, false},
+	} {
+		t.Run(test.stage.String(), func(t *testing.T) {
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
+			c.startLed()
+			c.net.set(test.network)
+			p := c.change(0, c.voters(test.to...))
+			c.inStage(0, test.stage)
+			require.NoError(t, c.hosts[0].Close())
+			err := p.wait()
+			assert.ErrorIs(t, err, ErrShutdown)
+			if test.certain {
+				assert.ErrorIs(t, err, ErrNotLeader)
+				assert.NotErrorIs(t, err, ErrUnknownOutcome)
+			} else {
+				assert.ErrorIs(t, err, ErrUnknownOutcome)
+			}
+		})
+	}
+}
+
+// Q7: a leader whose disk fails ends the change on it; the others lead on.
+func TestALeaderWhoseDiskFailsEndsTheChange(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		stage   Stage
+		network rule
+		outcome Code
+	}{
+		{StageCatchingUp, isolate(3), ErrNotLeader},
+		{StageJoint, noConf(isJoint, 1, 2, 3, 4), ErrUnknownOutcome},
+	} {
+		t.Run(test.stage.String(), func(t *testing.T) {
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms, CatchupTimeout: time.Hour})
+			c.startLed()
+			c.net.set(test.network)
+			p := c.change(0, c.voters(0, 3, 4))
+			c.inStage(0, test.stage)
+			c.disks[0].SetInjector(func(op vfs.Op) error {
+				if op.Kind == vfs.KindSync {
+					return syscall.EIO
+				}
+				return nil
+			})
+			c.nodes[0].Apply(Task{Data: []byte("it notices")})
+			err := p.wait()
+			assert.Equal(t, test.outcome, ErrorCode(err), err)
+			assert.ErrorIs(t, err, ErrIO, "why")
+			c.status(0, func(s Status) bool { return s.Role == RoleFailed }, "it has not failed")
+			c.net.set()
+			c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "the others have no leader")
+			c.settled(c.conf, 1, 2)
+			c.changeTo(c.voters(1, 2, 3))
+			c.disks[0].SetInjector(nil)
+		})
+	}
+}
+
+// Whenever the leader is closed, each callback runs once; the cluster checks that in the end.
+func TestCloseAtAnyMomentOfAChange(t *testing.T) {
+	t.Parallel()
+	for i := range 20 {
+		c := newGroup(t, 1, 3, NodeOptions{ElectionTimeout: 200 * ms})
+		c.startLed()
+		deadline := time.Now().Add(time.Duration(i) * time.Millisecond)
+		for k := 0; time.Now().Before(deadline); k++ {
+			conf := c.voters(0, 1, 2)
+			if k%2 == 1 {
+				conf = c.voters(0)
+			}
+			p := c.change(0, conf)
+			extra := c.begin(0, fmt.Sprint("learner ", k), func(n *Node, done Closure) { n.AddLearner(c.peer(1), done) })
+			c.eventually(func() bool { return !p.open() && !extra.open() || time.Now().After(deadline) }, "no outcome")
+		}
+		c.close()
+	}
+}

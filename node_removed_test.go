@@ -1,0 +1,273 @@
+package graft
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// calls counts a host's requests of some methods.
+func calls(by int, n *atomic.Int64, methods ...string) rule {
+	return func(m *message) fate {
+		if m.from == by && !m.answer && slices.Contains(methods, m.method) {
+			n.Add(1)
+		}
+		return fate{}
+	}
+}
+
+// votesAsked counts the votes that a host asks for.
+func votesAsked(by int, n *atomic.Int64) rule { return calls(by, n, methodPreVote, methodRequestVote) }
+
+// H-66, Q3, M21: a leader that is removed tells its user first, in a fixed order, and has a successor campaign at once.
+func TestALeaderThatIsRemovedHandsOver(t *testing.T) {
+	const timeout = 2 * time.Second
+	for _, test := range []struct {
+		name string
+		to   []int
+	}{
+		{"one voter", []int{1, 2}},
+		{"two of three replaced", []int{1, 3, 4}},
+		{"everybody replaced", []int{3, 4}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: timeout})
+			c.startLed()
+			c.propose("before")
+			term := c.nodes[0].Status().Term
+			c.fsms[0].forget()
+			conf := c.voters(test.to...)
+			began := time.Now()
+			require.NoError(t, c.change(0, conf).wait())
+			lead := c.settled(conf, test.to...)
+			assert.Less(t, time.Since(began), timeout/2, "it was not faster than an election timeout")
+			assert.Equal(t, term+1, c.nodes[lead].Status().Term, "the first election succeeds")
+			c.eventually(func() bool { return c.fsms[0].lastStop() != nil }, "it does not stop")
+			assert.Equal(t, []string{
+				"conf " + c.name(conf), "done: change to " + c.name(conf), "stop: " + ErrLeaderRemoved.Error(),
+			}, c.fsms[0].seen())
+			assert.ErrorIs(t, c.fsms[0].lastStop(), ErrLeaderRemoved)
+			c.status(0, func(s Status) bool { return s.Removed && s.Role == RoleFollower }, "it does not know")
+			c.propose("after")
+			assert.Equal(t, []string{"before", "after"}, c.sameData(test.to...))
+		})
+	}
+}
+
+// H-08, H-66: it waits for no callback, and what is committed is done whoever leads when the callback runs.
+func TestARemovedLeaderWithASlowStateMachineLeavesAtOnce(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	gate, entered := make(chan struct{}), make(chan struct{})
+	c.onApply = func(host int, data string) {
+		if host == 0 && data == "slow" {
+			close(entered)
+			<-gate
+		}
+	}
+	c.startLed()
+	c.fsms[0].forget()
+	proposal := make(chan error, 1)
+	c.nodes[0].Apply(Task{Data: []byte("slow"), Done: func(_ any, err error) { proposal <- err }})
+	<-entered
+	p := c.remove(0, 0)
+	c.settled(c.voters(1, 2), 1, 2)
+	assert.True(t, p.open())
+	assert.Empty(t, c.fsms[0].seen())
+	close(gate)
+	assert.NoError(t, p.wait())
+	assert.NoError(t, <-proposal)
+	c.eventually(func() bool { return len(c.fsms[0].seen()) == 3 }, "no OnLeaderStop")
+	assert.Equal(t, []string{"conf 1,2", "done: remove 0", "stop: " + ErrLeaderRemoved.Error()}, c.fsms[0].seen())
+}
+
+// Everything that was proposed has an outcome, and whatever is not done was certainly not proposed.
+func TestProposalsDuringTheRemovalOfTheLeader(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c.startLed()
+	const n = 500
+	outcomes := make(chan error, 2*n)
+	apply := func() {
+		for range n {
+			c.nodes[0].Apply(Task{Data: []byte("x"), Done: func(_ any, err error) { outcomes <- err }})
+		}
+	}
+	apply()
+	p := c.remove(0, 0)
+	apply()
+	require.NoError(t, p.wait())
+	done := 0
+	for range 2 * n {
+		err := <-outcomes
+		switch ErrorCode(err) {
+		case 0:
+			done++
+		case ErrBusy, ErrNotLeader: // certain refusals
+		default:
+			t.Errorf("outcome %v", err)
+		}
+	}
+	lead := c.settled(c.voters(1, 2), 1, 2)
+	assert.Len(t, c.sameData(lead), done)
+}
+
+// H-06, Q6, braft's PreVote: a removed member is told, is silent, and raises no term; not after a restart either.
+func TestARemovedMemberIsSilent(t *testing.T) {
+	t.Parallel()
+	const timeout = 300 * ms
+	for _, absent := range []bool{false, true} {
+		t.Run(fmt.Sprintf("absent=%v", absent), func(t *testing.T) {
+			t.Parallel()
+			c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: timeout})
+			c.startLed()
+			var asked, elections atomic.Int64
+			count, raises := votesAsked(2, &asked), calls(2, &elections, methodRequestVote)
+			if absent {
+				c.net.set(isolate(2), count, raises)
+				require.NoError(t, c.remove(0, 2).wait())
+				c.status(0, func(s Status) bool { f, ok := s.follower(c.peer(2)); return ok && f.Leaving }, "it is not waited for")
+				c.status(0, func(s Status) bool { _, ok := s.follower(c.peer(2)); return !ok }, "it is waited for without end")
+				c.net.set(count, raises)
+			} else {
+				c.net.set(count, raises)
+				require.NoError(t, c.remove(0, 2).wait())
+			}
+			for range 2 {
+				c.status(2, func(s Status) bool { return s.Removed }, "it is not told")
+				asked.Store(0)
+				c.never(4*timeout, func() bool { return asked.Load() > 0 }, "it asks for votes")
+				c.stop(2)
+				c.start(2)
+			}
+			assert.Zero(t, elections.Load(), "pre-votes raise no term")
+			c.changeTo(c.conf)
+			c.status(2, func(s Status) bool { return !s.Removed }, "it is a member again")
+		})
+	}
+}
+
+// A removed member that still gets the leader's messages says so as soon as it knows.
+func TestARemovedFollowerSaysSoAtOnce(t *testing.T) {
+	const timeout = 5 * time.Second
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: timeout})
+	c.startLed()
+	require.NoError(t, c.remove(0, 2).wait())
+	began := time.Now()
+	c.status(2, func(s Status) bool { return s.Conf.Equal(c.voters(0, 1)) && s.CommitIndex >= s.ConfIndex }, "it does not hear of it")
+	c.status(2, func(s Status) bool { return s.Removed }, "it does not say so")
+	assert.Less(t, time.Since(began), timeout/2, "it says so only when it misses the leader")
+}
+
+// A removed member that takes its time to hear of it is let go whatever else changes meanwhile.
+func TestRemovedPeersAreLetGoOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	const timeout = 300 * ms
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: timeout})
+	c.startLed()
+	require.NoError(t, c.change(0, c.voters(0, 1, 2, 3, 4)).wait())
+	c.stop(4)
+	require.NoError(t, c.remove(0, 4).wait())
+	require.NoError(t, c.remove(0, 3).wait())
+	began := time.Now()
+	c.status(0, func(s Status) bool { return len(s.Followers) == 2 }, "the leader still sends to removed members")
+	assert.Less(t, time.Since(began), 2*timeout+slack)
+}
+
+// A removed member that was sent the next change as well, but (most of the time) not its end, knows that it is removed.
+func TestARemovedMemberThatSawALaterChangeKnows(t *testing.T) {
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	require.NoError(t, c.change(0, c.confOf(c.peer(0), c.peer(1), c.peer(2), c.learner(3), c.learner(4))).wait())
+	c.status(3, func(s Status) bool { return s.CommitIndex >= s.ConfIndex && s.Conf.Len() == 5 }, "it is not up to date")
+	c.net.set(slowEntries(3, 100*ms), noHeartbeats(3))
+	require.NoError(t, c.remove(0, 3).wait())
+	require.NoError(t, c.remove(0, 4).wait())
+	c.status(3, func(s Status) bool { return s.Conf.Equal(c.conf) }, "it is not sent the next change")
+	c.status(0, func(s Status) bool { _, ok := s.follower(c.peer(3)); return !ok }, "it is not let go")
+	c.net.set()
+	c.status(3, func(s Status) bool { return s.Removed }, "it does not know")
+}
+
+// braft: RemoveFollower.
+func TestAFollowerIsRemovedWipedAndAddedBack(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	c.propose("one")
+	c.wipe(2)
+	require.NoError(t, c.remove(0, 2).wait())
+	c.propose("two")
+	c.startWith(2, Configuration{})
+	c.propose("three")
+	require.NoError(t, c.add(0, 2).wait())
+	c.propose("four")
+	assert.Equal(t, []string{"one", "two", "three", "four"}, c.sameData(0, 1, 2))
+}
+
+// braft: RemoveLeader.
+func TestTheLeaderIsRemovedWipedAndAddedBack(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	c.propose("one")
+	require.NoError(t, c.remove(0, 0).wait())
+	lead := c.settled(c.voters(1, 2), 1, 2)
+	c.propose("two")
+	c.wipe(0)
+	c.startWith(0, Configuration{})
+	require.NoError(t, c.add(lead, 0).wait())
+	c.propose("three")
+	assert.Equal(t, []string{"one", "two", "three"}, c.sameData(0, 1, 2))
+}
+
+// braft: change_peers. A group hops from host to host; each hop replaces everybody and removes the leader.
+func TestAGroupHopsOverTenHosts(t *testing.T) {
+	c := newGroup(t, 1, 10, NodeOptions{ElectionTimeout: time.Second})
+	c.startGroup()
+	var want []string
+	for i := range 10 {
+		c.propose(fmt.Sprint(i))
+		want = append(want, fmt.Sprint(i))
+		if i == 9 {
+			break
+		}
+		require.NoError(t, c.change(i, c.voters(i+1)).wait(), "hop %d", i)
+		assert.Equal(t, i+1, c.settled(c.voters(i+1), i+1))
+	}
+	assert.Equal(t, want, c.sameData(9))
+}
+
+// braft: change_peers_add_multiple_node. M22: nobody counts who does not run.
+func TestSeveralPeersAreAddedOnlyIfAllRun(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 1, 3, NodeOptions{ElectionTimeout: 500 * ms, CatchupTimeout: 400 * ms})
+	c.startAll()
+	c.ready()
+	c.propose("one")
+	before := c.nodes[0].Status()
+	assert.ErrorIs(t, c.change(0, c.voters(0, 1, 2)).wait(), ErrCatchup)
+	c.start(1)
+	err := c.change(0, c.voters(0, 1, 2)).wait()
+	c.failsToCatchUp(err, 0, 2, before)
+	assert.Empty(t, c.nodes[0].Status().Followers)
+	c.start(2)
+	require.NoError(t, c.change(0, c.voters(0, 1, 2)).wait())
+	assert.Equal(t, []string{"0,1,2 (0)", "0,1,2"}, lastOf(2, c.logged(0)))
+	c.sameData(0, 1, 2)
+}
+
+// M13, Q5: changes while a member is down: it is replaced, and another one is added.
+func TestADeadMemberIsReplaced(t *testing.T) {
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c.startLed()
+	c.stop(2)
+	c.propose("without it")
+	require.NoError(t, c.change(0, c.voters(0, 1, 3)).wait())
+	require.NoError(t, c.add(0, 4).wait())
+	c.propose("after")
+	c.sameData(0, 1, 3, 4)
+	c.start(2)
+	c.status(2, func(s Status) bool { return s.Removed }, "the dead one is not told when it is back")
+}

@@ -1,0 +1,495 @@
+package graft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/snapdir"
+	"github.com/graft-raft/graft/internal/vfs"
+)
+
+// snapshotGroup is a group whose state machines have snapshots, which are saved when a test says so, and whose log is cut as
+// far as can be.
+func snapshotGroup(t testing.TB, members, hosts int, opts NodeOptions) *cluster {
+	opts.SnapshotInterval = orDefault(opts.SnapshotInterval, -1)
+	opts.SnapshotBytes = orDefault(opts.SnapshotBytes, -1)
+	opts.SnapshotMargin = orDefault(opts.SnapshotMargin, -1)
+	c := newGroup(t, members, hosts, opts)
+	c.prepare = func(_ int, r *recorder) { r.snapshots = true }
+	return c
+}
+
+// save saves a snapshot on a host.
+func (c *cluster) save(i int) error {
+	return c.begin(i, "save a snapshot", func(n *Node, done Closure) { n.Snapshot(done) }).wait()
+}
+
+// proposeMany proposes what begins with prefix.
+func (c *cluster) proposeMany(prefix string, count int) {
+	for i := range count {
+		c.propose(fmt.Sprint(prefix, i))
+	}
+}
+
+// snapshotDir is where a host's snapshots are.
+func (c *cluster) snapshotDir(i int) string { return c.hosts[i].snapshotDir("g", 0) }
+
+// snapshotFile is a file of a host's newest snapshot.
+func (c *cluster) snapshotFile(i int, name string) string {
+	return filepath.Join(c.snapshotDir(i), fmt.Sprintf("snapshot_%020d", c.nodes[i].Status().Snapshot.Index), name)
+}
+
+// damage flips a bit in a file of a disk.
+func damage(t *testing.T, fs vfs.FS, path string) {
+	t.Helper()
+	f, err := fs.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, 1)
+	require.NoError(t, err)
+	b[0] ^= 4
+	_, err = f.WriteAt(b, 1)
+	require.NoError(t, errors.Join(err, f.Close()))
+}
+
+// restartErr starts a host's node again, which is to fail.
+func (c *cluster) restartErr(i int) error {
+	c.t.Helper()
+	_, err := c.hosts[i].StartNode("g", c.nodes[i].o)
+	require.Error(c.t, err)
+	return err
+}
+
+// A snapshot takes the place of the entries it includes, and a restart begins with it: nothing of it is applied again,
+// nothing is missing. That it can be done again without a new entry is S23.
+func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
+	c := snapshotGroup(t, 3, 3, NodeOptions{})
+	c.startLed()
+	c.proposeMany("a", 20)
+	require.NoError(t, c.save(0))
+	s := c.nodes[0].Status()
+	assert.Equal(t, s.AppliedIndex, s.Snapshot.Index)
+	assert.Equal(t, s.Snapshot.Index+1, s.FirstIndex, "the log is cut")
+	assert.Equal(t, s.Term, s.Snapshot.Term)
+	assert.Positive(t, s.Snapshot.Bytes)
+	require.NoError(t, c.save(0), "nothing new: nothing to do")
+	assert.Equal(t, 1, c.fsms[0].saves)
+	c.proposeMany("b", 3)
+	want := c.sameData(0, 1, 2)
+	for range 2 { // S22: the second time there is nothing in the log but what the snapshot includes
+		for i := range 3 {
+			c.stop(i)
+		}
+		c.startAll()
+		c.ready()
+		for i := range 3 {
+			c.read(i) // all that is committed is applied
+		}
+		assert.Equal(t, want, c.sameData(0, 1, 2))
+		assert.Equal(t, []int64{c.nodes[0].Status().Snapshot.Index}, c.fsms[0].loaded())
+		assert.Empty(t, c.fsms[1].loaded(), "it has not saved any")
+		assert.Equal(t, "0,1,2", c.name(c.nodes[0].Status().Conf))
+		c.ready()
+		require.NoError(t, c.save(0))
+	}
+	c.propose("c")
+	assert.Equal(t, append(want, "c"), c.sameData(0, 1, 2))
+}
+
+// What is proposed while a snapshot is being written is applied at once, and is not in it.
+func TestApplyGoesOnWhileASnapshotIsSaved(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	begun, release := make(chan struct{}), make(chan struct{})
+	c.startLed()
+	c.fsms[0].onSave = func(write func() error) error {
+		close(begun)
+		<-release
+		return write()
+	}
+	c.propose("before")
+	saved := c.begin(0, "save", func(n *Node, done Closure) { n.Snapshot(done) })
+	reached(t, begun)
+	c.propose("meanwhile")
+	assert.Equal(t, SnapshotSaving, c.nodes[0].Status().Snapshot.State)
+	assert.ErrorIs(t, c.save(0), ErrBusy, "one at a time")
+	assert.True(t, saved.open())
+	close(release)
+	require.NoError(t, saved.wait())
+	s := c.nodes[0].Status()
+	assert.Equal(t, s.AppliedIndex-1, s.Snapshot.Index, "as of the moment it was asked for")
+	assert.Equal(t, SnapshotIdle, s.Snapshot.State)
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	assert.Equal(t, []string{"before", "meanwhile"}, c.sameData(0))
+}
+
+// Whatever goes wrong, there is no snapshot, the log is whole, and the node works on.
+func TestASnapshotThatCannotBeSavedChangesNothing(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		break_ func(c *cluster)
+		want   Code
+	}{
+		{"the state machine fails", func(c *cluster) {
+			c.fsms[0].onSave = func(func() error) error { return errors.New("no paper") }
+		}, ErrStateMachine},
+		{"the state machine has none", func(c *cluster) { c.fsms[0].snapshots = false }, ErrNotSupported},
+		{"no space for the manifest", func(c *cluster) { // S2, braft 461
+			c.disks[0].SetInjector(func(op vfs.Op) error {
+				if strings.HasSuffix(op.Name, metaFile+".tmp") {
+					return syscall.ENOSPC
+				}
+				return nil
+			})
+		}, ErrNoSpace},
+		{"the manifest cannot be synced", func(c *cluster) {
+			c.disks[0].SetInjector(func(op vfs.Op) error {
+				if strings.HasSuffix(op.Name, metaFile+".tmp") && op.Kind == vfs.KindSync {
+					return syscall.EIO
+				}
+				return nil
+			})
+		}, ErrIO},
+		{"it reads other than it was written", func(c *cluster) {
+			c.disks[0].SetInjector(func(op vfs.Op) error {
+				if strings.Contains(op.Name, "snapshot_") && op.Kind == vfs.KindRead {
+					return syscall.EIO
+				}
+				return nil
+			})
+		}, ErrIO},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := snapshotGroup(t, 1, 1, NodeOptions{})
+			c.startLed()
+			c.proposeMany("a", 5)
+			test.break_(c)
+			err := c.save(0)
+			require.Error(t, err)
+			assert.ErrorIs(t, err, test.want)
+			s := c.nodes[0].Status()
+			assert.EqualValues(t, 1, s.FirstIndex, "the log is as it was")
+			assert.Zero(t, s.Snapshot.Index)
+			assert.Equal(t, SnapshotIdle, s.Snapshot.State)
+			assert.ErrorIs(t, s.Snapshot.Err, test.want)
+			c.propose("still there")
+			c.disks[0].SetInjector(nil)
+			c.fsms[0].onSave, c.fsms[0].snapshots, c.fsms[0].filler = nil, true, 0
+			require.NoError(t, c.save(0), "it can be done once what was wrong is not")
+			assert.NoError(t, c.nodes[0].Status().Snapshot.Err)
+			want := c.sameData(0)
+			c.stop(0)
+			c.start(0)
+			c.ready()
+			assert.Equal(t, want, c.sameData(0))
+		})
+	}
+}
+
+// A state machine that panics in OnSnapshotSave stops its node, and whoever asked hears of it.
+func TestAPanicInOnSnapshotSaveStopsTheNode(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.propose("a")
+	fsm := &panicking{recorder: c.fsms[0]}
+	c.nodes[0].fsm.settle(func() { c.nodes[0].fsm.fsm = fsm })
+	assert.ErrorIs(t, c.save(0), ErrStateMachine)
+	c.status(0, func(s Status) bool { return s.Role == RoleFailed }, "it works on")
+	assert.ErrorIs(t, c.save(0), ErrNodeFailed)
+}
+
+type panicking struct{ *recorder }
+
+func (panicking) OnSnapshotSave(*SnapshotWriter, Closure) { panic("no snapshot today") }
+
+// A node that ends while its state machine writes does not wait for it, answers, and leaves nothing.
+func TestShutdownEndsASnapshotBeingSaved(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.propose("a")
+	begun, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	c.fsms[0].onSave = func(write func() error) error {
+		close(begun)
+		<-release
+		err := write()
+		ended <- err
+		return err
+	}
+	saved := c.begin(0, "save", func(n *Node, done Closure) { n.Snapshot(done) })
+	reached(t, begun)
+	dir := c.snapshotDir(0)
+	c.stop(0)
+	assert.ErrorIs(t, saved.wait(), ErrShutdown)
+	close(release)
+	assert.Error(t, <-ended, "there is nothing to write to any more")
+	names, err := c.disks[0].ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, names)
+	c.start(0)
+	c.ready()
+	assert.Equal(t, []string{"a"}, c.sameData(0))
+}
+
+// Snapshots are saved by the number of entries, by their size, and by time; one at a time, and none without need.
+func TestSnapshotsAreSavedUnasked(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		o    NodeOptions
+	}{
+		{"by entries", NodeOptions{SnapshotEntries: 10}},
+		{"by bytes", NodeOptions{SnapshotBytes: 1000}},
+		{"by time", NodeOptions{SnapshotInterval: 100 * time.Millisecond}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := snapshotGroup(t, 1, 1, test.o)
+			c.startLed()
+			for round := range 3 {
+				before := c.nodes[0].Status().Snapshot.Index
+				for i := range 12 {
+					c.propose(fmt.Sprintf("%d %d %0100d", round, i, 0))
+				}
+				c.status(0, func(s Status) bool { return s.Snapshot.Index > before }, "no snapshot")
+			}
+			if test.o.SnapshotInterval > 0 {
+				last := c.status(0, func(s Status) bool { return s.Snapshot.Index == s.AppliedIndex }, "not all is in a snapshot")
+				saves := c.fsms[0].saves
+				c.never(300*time.Millisecond, func() bool { return c.nodes[0].Status().Snapshot.Index != last.Snapshot.Index }, "another one for nothing")
+				assert.Equal(t, saves, c.fsms[0].saves)
+			}
+			c.stop(0)
+			c.start(0)
+			c.ready()
+			assert.Len(t, c.sameData(0), 36)
+		})
+	}
+}
+
+// A state machine without snapshots is asked once.
+func TestWithoutSnapshotsNobodyIsAskedAgain(t *testing.T) {
+	c := newGroup(t, 1, 1, NodeOptions{SnapshotEntries: 2})
+	c.startLed()
+	c.proposeMany("a", 10)
+	c.eventually(c.nodes[0].snap.off.Load, "it is not known to have none")
+	assert.EqualValues(t, 1, c.nodes[0].Status().FirstIndex)
+}
+
+// A damaged snapshot is never loaded. An older one is, if the log reaches back to it; else the node does not start, says why
+// and what helps, and the host lives.
+func TestADamagedSnapshotIsNotLoaded(t *testing.T) {
+	for _, file := range []string{"entries", metaFile} {
+		t.Run(file, func(t *testing.T) {
+			for _, keep := range []int{1, 2} {
+				c := snapshotGroup(t, 1, 1, NodeOptions{SnapshotKeep: keep})
+				c.startLed()
+				c.proposeMany("a", 5)
+				require.NoError(t, c.save(0))
+				first := c.nodes[0].Status().Snapshot.Index
+				c.proposeMany("b", 5)
+				require.NoError(t, c.save(0))
+				c.proposeMany("c", 5)
+				want := c.sameData(0)
+				damaged := c.snapshotFile(0, file)
+				if keep == 2 {
+					assert.Equal(t, first+1, c.nodes[0].Status().FirstIndex, "the log goes back to the oldest that is kept")
+					c.stop(0)
+					damage(t, c.disks[0], damaged)
+					c.start(0)
+					c.ready()
+					assert.Equal(t, want, c.sameData(0))
+					assert.Equal(t, []int64{first}, c.fsms[0].loaded())
+					s := c.nodes[0].Status()
+					assert.ErrorIs(t, s.Snapshot.Err, ErrCorrupt)
+					assert.ErrorContains(t, s.Snapshot.Err, file)
+					c.propose("d")
+					require.NoError(t, c.save(0))
+					assert.NoError(t, c.nodes[0].Status().Snapshot.Err)
+					continue
+				}
+				require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+				damage(t, c.disks[0], damaged)
+				err := c.restartErr(0)
+				assert.ErrorIs(t, err, ErrCorrupt)
+				for _, part := range []string{file, "damaged", "bring back", "add it again", c.snapshotDir(0)} {
+					assert.ErrorContains(t, err, part)
+				}
+				damage(t, c.disks[0], damaged) // which brings the bit back
+				n, err := c.hosts[0].StartNode("g", c.nodes[0].o)
+				require.NoError(t, err, "nothing was harmed")
+				c.nodes[0] = n
+			}
+		})
+	}
+}
+
+// D11, S19: a log that begins behind the only snapshot, or without any, is a gap.
+func TestALogThatNoSnapshotReachesIsRefused(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.proposeMany("a", 5)
+	require.NoError(t, c.save(0))
+	dir := c.snapshotDir(0)
+	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+	require.NoError(t, c.disks[0].Rename(dir, dir+"-away"))
+	err := c.restartErr(0)
+	assert.ErrorIs(t, err, ErrCorrupt)
+	assert.ErrorContains(t, err, "there is none")
+	require.NoError(t, c.disks[0].Rename(dir+"-away", dir))
+	n, err := c.hosts[0].StartNode("g", c.nodes[0].o)
+	require.NoError(t, err)
+	c.nodes[0] = n
+	c.ready()
+}
+
+// S11, S15: a snapshot that contradicts what is committed in the log, or is another group's, is not this replica's.
+func TestASnapshotThatContradictsTheLogIsRefused(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		term int64 // added to that of the entry
+		id   uint64
+		want Code
+	}{
+		{"another term", 5, 0, ErrCorrupt},
+		{"another group", 0, 77, ErrGroupMismatch},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := snapshotGroup(t, 1, 1, NodeOptions{SnapshotMargin: 1000})
+			c.startLed()
+			c.proposeMany("a", 5)
+			c.handTo(0)
+			base := logBase{index: 4, term: c.nodes[0].lm.term(4) + test.term, conf: c.nodes[0].lm.conf()}
+			dir := c.snapshotDir(0)
+			id := c.nodes[0].groupIDNow.Load() + test.id
+			c.stop(0)
+			c.start(0) // which stores the commit index with its first entry
+			c.propose("b")
+			c.propose("c")
+			require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+			store, err := snapdir.Open(c.disks[0], dir, snapdir.Options{})
+			require.NoError(t, err)
+			w, err := store.NewWriter()
+			require.NoError(t, err)
+			r, err := w.Commit(base.message(), id)
+			require.NoError(t, err)
+			require.NoError(t, r.Close())
+			assert.ErrorIs(t, c.restartErr(0), test.want)
+		})
+	}
+}
+
+// The host answers for its other groups while a snapshot is loaded, and the same replica is not started twice.
+func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.propose("a")
+	require.NoError(t, c.save(0))
+	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+	loading, release := make(chan struct{}), make(chan struct{})
+	c.fsms[0].onLoad = func(*SnapshotReader) error {
+		close(loading)
+		<-release
+		return nil
+	}
+	started := make(chan error, 1)
+	go func() {
+		_, err := c.hosts[0].StartNode("g", c.nodes[0].o)
+		started <- err
+	}()
+	reached(t, loading)
+	assert.ErrorIs(t, c.restartErr(0), ErrBusy)
+	o := c.opts
+	o.StateMachine, o.InitialConf = &recorder{}, c.conf
+	other, err := c.hosts[0].StartNode("another", o)
+	require.NoError(t, err)
+	assert.Same(t, other, c.hosts[0].Node("another"))
+	assert.Nil(t, c.hosts[0].Node("g"), "not before it is whole")
+	close(release)
+	require.NoError(t, <-started)
+	c.nodes[0] = c.hosts[0].Node("g")
+	c.ready()
+}
+
+// A host that is closed while a snapshot is loaded waits for that, and ends the replica in good order.
+func TestCloseWhileASnapshotIsLoaded(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.propose("a")
+	require.NoError(t, c.save(0))
+	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+	loading, release := make(chan struct{}), make(chan struct{})
+	fsm := &recorder{snapshots: true, onLoad: func(*SnapshotReader) error {
+		close(loading)
+		<-release
+		return nil
+	}}
+	o := c.nodes[0].o
+	o.StateMachine = fsm
+	started := make(chan error, 1)
+	go func() {
+		_, err := c.hosts[0].StartNode("g", o)
+		started <- err
+	}()
+	reached(t, loading)
+	var closed atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		c.stop(0)
+		closed.Store(true)
+		close(done)
+	}()
+	c.never(50*time.Millisecond, closed.Load, "closed while it is loaded")
+	close(release)
+	require.NoError(t, <-started)
+	<-done
+	assert.True(t, fsm.shut, "OnShutdown is the last call, as ever")
+}
+
+// A state machine that cannot load its snapshot does not start, whether it says so or panics.
+func TestAStateMachineThatCannotLoadDoesNotStart(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.propose("a")
+	require.NoError(t, c.save(0))
+	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+	c.fsms[0].onLoad = func(*SnapshotReader) error { return errors.New("not my kind") }
+	err := c.restartErr(0)
+	assert.ErrorIs(t, err, ErrStateMachine)
+	assert.ErrorContains(t, err, "not my kind")
+	c.fsms[0].onLoad = func(*SnapshotReader) error { panic("at the sight of it") }
+	err = c.restartErr(0)
+	assert.ErrorIs(t, err, ErrStateMachine)
+	assert.ErrorContains(t, err, "at the sight of it")
+	c.fsms[0].onLoad = nil
+	n, err := c.hosts[0].StartNode("g", c.nodes[0].o)
+	require.NoError(t, err)
+	c.nodes[0] = n
+	c.ready()
+}
+
+// Groups whose names look alike to a file system, or are long, have directories of their own.
+func TestEachReplicaHasItsOwnDirectory(t *testing.T) {
+	h := &Host{snapshots: "/s"}
+	seen := make(map[string]string)
+	long := strings.Repeat("x", 1000)
+	for _, group := range []string{"g", "G", "g/1", "g.1", "..", ".", "%47", "\x00", "ü", long, long + "y", strings.Repeat("/", 1000)} {
+		for index := range 2 {
+			dir := h.snapshotDir(group, index)
+			key := fmt.Sprint(group, " ", index)
+			assert.Equal(t, "/s", filepath.Dir(dir))
+			assert.LessOrEqual(t, len(filepath.Base(dir)), 200)
+			assert.Empty(t, seen[strings.ToLower(dir)], key)
+			seen[strings.ToLower(dir)] = key
+		}
+	}
+}

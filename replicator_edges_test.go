@@ -1,0 +1,172 @@
+package graft
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/progress"
+	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wire"
+)
+
+// newReplicatorOnStage makes a leader whose peers have all, and say nothing any more; and the replicator of one of them.
+func newReplicatorOnStage(t *testing.T, entries int) (*stage, *replicator) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second})
+	for range entries {
+		s.apply("entry")
+		s.pass(100 * time.Millisecond)
+	}
+	s.pass(time.Second)
+	s.loyal = false
+	return s, s.node.replicators[PeerID{Address: stagePeers[1]}]
+}
+
+func (r *replicator) success(stored int64) (rpc.Reply, wire.AppendResponse) {
+	resp := wire.AppendResponse{Term: r.term, Success: true, StoredIndex: stored, Features: featurePipeline}
+	return rpc.Reply{Message: resp.Append(nil)}, resp
+}
+
+// R17, C2: that a peer's log meets the leader's at an entry does not mean that the entry is durable there.
+func TestAProbeThatMatchesIsNoAcknowledgement(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 3)
+	r.life = s.node.box.begin(r.term, r.peer) // nothing is known of it
+	rep, _ := r.success(0)
+	r.answered(sentRequest{prev: 3, last: 3, life: r.life, at: r.now, generation: r.p.Generation()}, rep)
+	assert.Zero(t, s.node.box.acknowledgedBy(r.peer))
+	rep, _ = r.success(2)
+	r.answered(sentRequest{prev: 3, last: 3, life: r.life, at: r.now, generation: r.p.Generation()}, rep)
+	assert.EqualValues(t, 2, s.node.box.acknowledgedBy(r.peer), "as far as it says")
+	r.answered(sentRequest{prev: 2, last: 3, entries: true, life: r.life, at: r.now, generation: r.p.Generation()}, rep)
+	assert.EqualValues(t, 3, s.node.box.acknowledgedBy(r.peer), "entries are acknowledged when they are durable")
+}
+
+// V3: what a peer has answered says that it lived when it was asked, not that it lives now.
+func TestAnAnswerCountsFromWhenItWasAskedFor(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 0)
+	s.pass(5 * time.Second)
+	asked := s.node.host.env.Exec.Now().Add(-2 * time.Second)
+	require.True(t, r.contact().Before(asked))
+	rep, _ := r.success(0)
+	_, ok := r.parse(rep, asked)
+	require.True(t, ok)
+	assert.Equal(t, asked, r.contact())
+	r.parse(rep, asked.Add(-time.Second))
+	assert.Equal(t, asked, r.contact(), "what was asked earlier, and answered later, says less")
+}
+
+// V13: a removed peer knows that it is if it was told of the commit of an entry that it holds.
+func TestARemovedPeerHasToHoldItsRemoval(t *testing.T) {
+	_, r := newReplicatorOnStage(t, 5)
+	r.known = 0
+	r.p.Match = 3
+	rep, resp := r.success(0)
+	r.progress(sentRequest{prev: 2, last: 3, commit: 6, entries: true, life: r.life, generation: r.p.Generation()}, rep, resp, true)
+	assert.EqualValues(t, 3, r.known)
+	r.known = 0
+	r.heartbeatAnswered(rep, resp, true, r.life, 3, 6)
+	assert.EqualValues(t, 3, r.known)
+	r.heartbeatAnswered(rep, resp, true, r.life, 3, 1)
+	assert.EqualValues(t, 3, r.known, "older news")
+}
+
+// M11: what a peer has answered before it lost its disk moves nothing.
+func TestAnswersOfAnEarlierLifeMoveNothing(t *testing.T) {
+	_, r := newReplicatorOnStage(t, 5)
+	before := r.life
+	r.applied.Store(5)
+	r.regressed(0)
+	require.NotEqual(t, before, r.life)
+	assert.Zero(t, r.applied.Load(), "what it had applied is lost too")
+	rep, resp := r.success(5)
+	for _, sent := range []sentRequest{
+		{prev: 4, last: 5, entries: true, life: before, commit: 5, generation: r.p.Generation()},
+		{prev: 5, last: 5, life: before, commit: 5, generation: r.p.Generation()},
+	} {
+		r.progress(sent, rep, resp, true)
+		assert.Zero(t, r.p.Match)
+		assert.Zero(t, r.known)
+		assert.Equal(t, progress.Probe, r.p.State)
+	}
+	r.heartbeatAnswered(rep, resp, true, before, 5, 5)
+	assert.Zero(t, r.p.Match)
+	assert.Zero(t, r.known)
+}
+
+// M22: a new peer that loses its disk is given the time to get everything again.
+func TestALossIsProgressAgainFromThereOn(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 0)
+	at := func(part int64) time.Time { return r.now.Add(time.Duration(part) * s.node.o.CatchupTimeout / 10) }
+	r.watched = &catchupWatch{Catchup: progress.NewCatchup(10, s.node.o.CatchupTimeout, r.now)}
+	judge := func(part, match int64) progress.Verdict {
+		p := progress.Progress{State: progress.Replicate, Match: match, Next: match + 1}
+		return r.watched.Judge(at(part), &p, 10_000, 0, true, true)
+	}
+	require.Equal(t, progress.Lagging, judge(0, 5000))
+	r.regressed(0)
+	assert.Equal(t, progress.Lagging, judge(9, 1))
+	assert.Equal(t, progress.Lagging, judge(18, 1))
+	assert.Equal(t, progress.Stalled, judge(19, 1))
+}
+
+// M22: a new peer works as a voter when it votes freely, and its state machine is about as far as the leader's.
+func TestANewPeersStateMachineHasToFollow(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 0)
+	margin := int64(s.node.o.CatchupMargin)
+	r.watched = &catchupWatch{}
+	s.node.fsm.applied.Store(margin + 100)
+	for applied, works := range map[int64]bool{0: false, 99: false, 100: true, margin + 200: true} {
+		r.applied.Store(applied)
+		assert.Equal(t, works, r.worksAsVoter(), "%d", applied)
+	}
+	r.voteless.Store(true)
+	assert.False(t, r.worksAsVoter())
+}
+
+// T1: a request to a braft peer has as many entries as that takes, and not one more.
+func TestRequestsToBraftPeersAreLimitedToTheEntry(t *testing.T) {
+	for _, sizes := range [][]int{{1}, {9}, {10}, {11}, {25}, {5, 5}, {5, 5, 5}, {4, 20}, {10, 1}, {9, 1, 1}} {
+		r := new(replicator)
+		first, all := int64(1), 0
+		for _, n := range sizes {
+			var b entry.Builder
+			b.Reset(first)
+			for range n {
+				b.AppendData(1, nil)
+			}
+			r.batches = append(r.batches, b.Build())
+			first += int64(n)
+			all += n
+		}
+		r.limitEntries(10)
+		count := 0
+		for _, b := range r.batches {
+			assert.EqualValues(t, count+1, b.First, "%v", sizes)
+			count += b.Count
+		}
+		assert.Equal(t, min(all, 10), count, "%v", sizes)
+	}
+}
+
+// E8: nothing is sent of what the log holds once the node does not lead in the replicator's term any more: it may be another leader's.
+func TestWhatAnotherLeaderWroteIsNotSent(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 3)
+	batches, err := s.node.lm.entries(nil, 2, 1<<20)
+	require.NoError(t, err)
+	r.p = progress.New(1)
+	asked := s.asked[methodAppendEntries]
+	require.True(t, r.sendEntries(batches))
+	require.Equal(t, asked+1, s.asked[methodAppendEntries])
+	for _, lead := range []int64{0, r.term + 1} {
+		s.node.lm.setLead(lead)
+		r.p = progress.New(1)
+		calls := r.calls
+		assert.False(t, r.sendEntries(batches))
+		assert.False(t, r.sendEntries(nil))
+		assert.Equal(t, calls, r.calls)
+		assert.Equal(t, asked+1, s.asked[methodAppendEntries])
+	}
+}
