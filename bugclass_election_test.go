@@ -29,7 +29,7 @@ func TestReplicasDrawTheirOwnElectionTimeouts(t *testing.T) {
 			}
 			done <- draws
 		})
-		for _, d := range <-done {
+		for _, d := range receive(t, done) {
 			drawn[d] = i
 		}
 	}
@@ -164,7 +164,7 @@ func (c *cluster) getStuck(lead int, disk bool, gate chan struct{}) *pending {
 		syncing := make(chan struct{}, 1000)
 		c.disks[lead].SetInjector(stickSyncs(gate, syncing))
 		c.propose("committed by the others")
-		<-syncing
+		receive(c.t, syncing)
 	}
 	return c.begin(lead, "stuck", func(n *Node, done Closure) {
 		n.Apply(Task{Data: []byte("stuck"), Done: func(_ any, err error) { done(err) }})
@@ -183,12 +183,12 @@ func TestAVoteStartsTheElectionTimeoutAnew(t *testing.T) {
 		n.post(func() { done <- n.groupID })
 		b, err := proto.Marshal(&raftpb.RequestVoteRequest{
 			GroupId: proto.String("g"), ServerId: proto.String(c.peer(2).String()), PeerId: proto.String(c.peer(0).String()),
-			Term: proto.Int64(2), LastLogTerm: proto.Int64(1), LastLogIndex: &index, GraftGroupId: proto.Uint64(<-done),
+			Term: proto.Int64(2), LastLogTerm: proto.Int64(1), LastLogIndex: &index, GraftGroupId: proto.Uint64(receive(t, done)),
 		})
 		require.NoError(t, err)
 		s.raw(0, methodRequestVote, [][]byte{b}, nil)
 		n.post(func() { vote, electionAt = n.vote, n.electionAt; done <- 0 })
-		<-done
+		receive(t, done)
 		return vote, electionAt
 	}
 	_, first := ask(0) // lacks the entry, and brings the term

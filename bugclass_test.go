@@ -237,5 +237,5 @@ func (s *scriptedLeader) raw(to int, method string, message, attachment [][]byte
 		Service: service, Method: method, Timeout: 10 * time.Second, Message: message, Attachment: attachment,
 		Done: func(r rpc.Reply) { answer <- r },
 	})
-	require.NoError(s.c.t, (<-answer).Err, "no answer to %s", method)
+	require.NoError(s.c.t, receive(s.c.t, answer).Err, "no answer to %s", method)
 }

@@ -525,7 +525,7 @@ func TestChangesHaveConditionsAndCanBeCalledOff(t *testing.T) {
 	assert.Equal(t, []string{"127.0.0.1:1:0:0", "127.0.0.1:9:0:0"}, m.GetChange().GetToPeers())
 	r = l.ask("1", adminService, methodCancelChange, cancel)
 	assert.Zero(t, r.Code, r.Text)
-	assert.Equal(t, int32(ErrCanceled), (<-called).Code)
+	assert.Equal(t, int32(ErrCanceled), receive(t, called).Code)
 
 	r = change(20000, "127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2")
 	require.Zero(t, r.Code, r.Text)
@@ -562,14 +562,14 @@ func TestALongChangeHoldsNobodyUp(t *testing.T) {
 	group, leader := proto.String("g"), proto.String(c.addrs[0])
 	added := ask(cliService, methodAddPeer, &raftpb.AddPeerRequest{GroupId: group, LeaderId: leader, PeerId: &freeAddrs(t, 1)[0]})
 	c.eventually(func() bool {
-		r := <-ask(adminService, methodStatus, &raftpb.GroupStatusRequest{GroupId: group})
+		r := receive(t, ask(adminService, methodStatus, &raftpb.GroupStatusRequest{GroupId: group}))
 		m := new(raftpb.GroupStatusResponse)
 		require.NoError(t, proto.Unmarshal(r.Message, m))
 		return m.GetStage() == "catching-up"
 	}, "the change does not show")
-	r := <-ask(adminService, methodCancelChange, &raftpb.CancelChangeRequest{GroupId: group, LeaderId: leader})
+	r := receive(t, ask(adminService, methodCancelChange, &raftpb.CancelChangeRequest{GroupId: group, LeaderId: leader}))
 	assert.Zero(t, r.Code, r.Text)
-	r = <-added
+	r = receive(t, added)
 	assert.Equal(t, int32(ErrCanceled), r.Code, r.Text)
 }
 

@@ -51,7 +51,7 @@ func (s *scriptedLeader) send(leader int, m wire.AppendRequest) wire.AppendRespo
 		Attachment: [][]byte{m.Entries.Data},
 		Done:       func(r rpc.Reply) { answer <- r },
 	})
-	r := <-answer
+	r := receive(s.c.t, answer)
 	require.NoError(s.c.t, r.Err)
 	require.Zero(s.c.t, r.Code, r.Text)
 	resp, err := wire.ParseAppendResponse(r.Message)

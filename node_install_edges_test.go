@@ -3,7 +3,6 @@ package graft
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,10 +14,11 @@ import (
 )
 
 // on runs f on the replicator's actor and waits for it.
-func (r *replicator) on(f func()) {
+func (r *replicator) on(t testing.TB, f func()) {
+	t.Helper()
 	done := make(chan struct{})
 	r.a.Post(func() { f(); close(done) })
-	<-done
+	receive(t, done)
 }
 
 // keptLogs is for how many followers the log is kept.
@@ -32,7 +32,7 @@ func (s *snapshotter) keptLogs() int {
 func (c *cluster) replicatorTo(lead, to int) *replicator {
 	got := make(chan *replicator, 1)
 	c.nodes[lead].post(func() { got <- c.nodes[lead].replicators[c.peer(to)] })
-	return <-got
+	return receive(c.t, got)
 }
 
 // laggard is a group of three led by host 0, whose host 2 loads a snapshot until release is called.
@@ -42,20 +42,14 @@ func laggard(t *testing.T) (c *cluster, release func()) {
 	c.stop(2)
 	c.proposeMany("a", 10)
 	require.NoError(t, c.save(0))
-	loading, released := make(chan struct{}), make(chan struct{})
+	held := newHoldup(t)
 	c.prepare = func(_ int, r *recorder) {
 		r.snapshots = true
-		r.onLoad = func(*SnapshotReader) error {
-			close(loading)
-			<-released
-			return nil
-		}
+		r.onLoad = held.load
 	}
 	c.start(2)
-	release = sync.OnceFunc(func() { close(released) })
-	t.Cleanup(release) // also if the test fails before: else the node would never end
-	reached(t, loading)
-	return c, release
+	held.reached()
+	return c, held.release
 }
 
 // S5: a peer that falls silent in the middle of an install gives its place among the sends back, and so that nothing is kept
@@ -68,10 +62,10 @@ func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
 	c.net.set(isolate(2))
 	ago := func() { r.lastAnswer.Store(-int64(time.Hour)) }
 	for range 3 { // an answer may still have been on its way
-		r.on(ago)
+		r.on(t, ago)
 	}
 	c.eventually(func() bool {
-		r.on(ago)
+		r.on(t, ago)
 		return c.hosts[0].sends.inUse() == 0 && c.hosts[0].files.lent() == 0 && c.nodes[0].snap.keptLogs() == 0
 	}, "what is held ready for a silent peer")
 	c.net.set()
@@ -87,7 +81,7 @@ func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
 func TestTheLogIsKeptUntilALateInstallHasCaughtUp(t *testing.T) {
 	c, release := laggard(t)
 	r := c.replicatorTo(0, 2)
-	r.on(func() {
+	r.on(t, func() {
 		r.offer.holding = false
 		r.n.snap.release(r)
 	})
@@ -96,7 +90,7 @@ func TestTheLogIsKeptUntilALateInstallHasCaughtUp(t *testing.T) {
 	c.propose("b")
 	c.eventually(func() bool {
 		var replicates bool
-		r.on(func() { replicates = r.p.State == progress.Replicate })
+		r.on(t, func() { replicates = r.p.State == progress.Replicate })
 		return replicates && c.nodes[0].snap.keptLogs() == 0
 	}, "the log is kept for ever")
 }
@@ -106,7 +100,7 @@ func TestAnOfferThatIsRepeatedKeepsTheLog(t *testing.T) {
 	c, release := laggard(t)
 	r := c.replicatorTo(0, 2)
 	var held int
-	r.on(func() {
+	r.on(t, func() {
 		r.offer.holding = false
 		r.n.snap.release(r)
 		r.attemptOver()
@@ -158,7 +152,7 @@ func TestAnInstallOfATermThatHasEndedIsGivenUp(t *testing.T) {
 		installing = s.inst != nil
 		close(done)
 	})
-	<-done
+	receive(t, done)
 	assert.False(t, installing)
 	assert.Zero(t, s.incoming.Load())
 	assert.Zero(t, b.hosts[0].receives.inUse())
@@ -179,6 +173,6 @@ func TestNobodyWaitsAtANodeThatHasFailed(t *testing.T) {
 		default:
 		}
 	})
-	assert.True(t, <-dropped)
+	assert.True(t, receive(t, dropped))
 	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
 }

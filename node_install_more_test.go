@@ -3,7 +3,6 @@ package graft
 import (
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,36 +19,25 @@ import (
 // loadingJoiner is a group whose joiner, host 1, loads a snapshot until release is called.
 func loadingJoiner(t *testing.T) (c *cluster, add *pending, release func()) {
 	c = compacted(t, 2, 0, NodeOptions{})
-	loading, released := make(chan struct{}), make(chan struct{})
-	c.fsms[1].onLoad = func(*SnapshotReader) error {
-		close(loading)
-		<-released
-		return nil
-	}
+	held := newHoldup(t)
+	c.fsms[1].onLoad = held.load
 	add = c.add(0, 1)
-	release = sync.OnceFunc(func() { close(released) })
-	t.Cleanup(release) // also if the test fails before: else the node would never end
-	reached(t, loading)
-	return c, add, release
+	held.reached()
+	return c, add, held.release
 }
 
 // H-16: who installs a snapshot votes for others, and does not campaign itself: its configuration may be long out of date.
 func TestWhoInstallsASnapshotVotes(t *testing.T) {
 	b := newInstallBed(t)
-	released := make(chan struct{})
-	loading := make(chan struct{})
-	b.fsms[0].onLoad = func(*SnapshotReader) error {
-		close(loading)
-		<-released
-		return nil
-	}
+	held := newHoldup(t)
+	b.fsms[0].onLoad = held.load
 	b.serve(braftFiles(t, 100, []string{b.leads.String(), b.cluster.peer(0).String()}, map[string]string{"entries": `["x"]`}, "entries"))
 	answer := b.install(3, 100)
-	reached(t, loading)
+	held.reached()
 	assert.False(t, func() bool {
 		may := make(chan bool)
 		b.nodes[0].post(func() { may <- b.nodes[0].mayCampaign() })
-		return <-may
+		return receive(t, may)
 	}())
 	vote := encode(t, &raftpb.RequestVoteRequest{
 		GroupId: proto.String("g"), ServerId: proto.String("127.0.0.1:1"), PeerId: proto.String(b.cluster.peer(0).String()),
@@ -60,8 +48,8 @@ func TestWhoInstallsASnapshotVotes(t *testing.T) {
 	resp := new(raftpb.RequestVoteResponse)
 	require.NoError(t, proto.Unmarshal(rep.Message, resp))
 	assert.EqualValues(t, 4, resp.GetTerm(), "it answers at once, in the new term")
-	close(released)
-	got := <-answer
+	held.release()
+	got := receive(t, answer)
 	require.Zero(t, got.Code, got.Text)
 	installed := new(raftpb.InstallSnapshotResponse)
 	require.NoError(t, proto.Unmarshal(got.Message, installed))
@@ -110,7 +98,7 @@ func TestASnapshotIsTakenBackWhenNobodyWantsIt(t *testing.T) {
 func TestARequestThatBeginsBeforeTheLog(t *testing.T) {
 	b := newInstallBed(t)
 	b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries"))
-	got := <-b.install(3, 100)
+	got := receive(t, b.install(3, 100))
 	require.Zero(t, got.Code, got.Text)
 	n := b.nodes[0]
 	send := func(prev, prevTerm int64, count int) wire.AppendResponse {
@@ -134,7 +122,7 @@ func TestARequestThatBeginsBeforeTheLog(t *testing.T) {
 		b.hosts[0].serve(rpc.NewRequest(raftService, methodAppendEntries, message, data, "test", func(code int32, text string, message []byte, _ [][]byte) {
 			c <- rpc.Reply{Code: code, Text: text, Message: message}
 		}))
-		rep := <-c
+		rep := receive(t, c)
 		require.Zero(t, rep.Code, rep.Text)
 		resp, err := wire.ParseAppendResponse(rep.Message)
 		require.NoError(t, err)
@@ -185,14 +173,14 @@ func TestWhatAnInstallLeftIsDeletedWhenItIsOfNoUse(t *testing.T) {
 		}
 		serve(req, m)
 	})
-	rep := <-b.install(3, 100)
+	rep := receive(t, b.install(3, 100))
 	assert.EqualValues(t, ErrNotFound, rep.Code)
 	dir := b.snapshotDir(0)
 	names, err := b.disks[0].ReadDir(dir)
 	require.NoError(t, err)
 	assert.Contains(t, names, "copy")
 	b.serve(braftFiles(t, 200, []string{b.leads.String()}, map[string]string{"entries": `["y"]`}, "entries"))
-	rep = <-b.install(3, 200)
+	rep = receive(t, b.install(3, 200))
 	require.Zero(t, rep.Code, rep.Text)
 	names, err = b.disks[0].ReadDir(dir)
 	require.NoError(t, err)

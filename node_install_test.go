@@ -358,7 +358,7 @@ func TestABraftLeadersSnapshotIsInstalled(t *testing.T) {
 		}
 		serve(req, m)
 	})
-	rep := <-b.install(3, 100)
+	rep := receive(t, b.install(3, 100))
 	require.NoError(t, rep.Err)
 	require.Zero(t, rep.Code, rep.Text)
 	resp := new(raftpb.InstallSnapshotResponse)
@@ -376,9 +376,9 @@ func TestABraftLeadersSnapshotIsInstalled(t *testing.T) {
 	got, err := readFile(b.disks[0], b.snapshotFile(0, "a/b"))
 	require.NoError(t, err)
 	assert.Equal(t, filler, got)
-	rep = <-b.install(3, 90)
+	rep = receive(t, b.install(3, 90))
 	require.Zero(t, rep.Code, "what is older is there already")
-	rep = <-b.install(2, 200)
+	rep = receive(t, b.install(2, 200))
 	require.NoError(t, proto.Unmarshal(rep.Message, resp))
 	assert.False(t, resp.GetSuccess())
 	assert.EqualValues(t, 3, resp.GetTerm())
@@ -404,42 +404,42 @@ func readFile(fs vfs.FS, path string) (string, error) {
 // older is refused; a leader of a later term ends what an earlier one began.
 func TestInstallRequestsThatMeet(t *testing.T) {
 	b := newInstallBed(t)
-	release := make(chan struct{})
-	held := func(index int64) func(*rpc.Request, *raftpb.GetFileRequest) {
+	held := newHoldup(t)
+	slow := func(index int64) func(*rpc.Request, *raftpb.GetFileRequest) {
 		serve := braftFiles(t, index, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries")
 		return func(req *rpc.Request, m *raftpb.GetFileRequest) {
 			if m.GetFilename() != metaFile {
-				go func() { <-release; serve(req, m) }()
+				go func() { held.pass(); serve(req, m) }()
 				return
 			}
 			serve(req, m)
 		}
 	}
-	b.serve(held(100))
+	b.serve(slow(100))
 	copying := func(index int64) {
 		b.status(0, func(s Status) bool { return s.Snapshot.State == SnapshotCopying && s.Snapshot.NextIndex == index }, "it is not copied")
 	}
 	first := b.install(3, 100)
 	copying(100)
 	second := b.install(3, 100)
-	rep := <-first
+	rep := receive(t, first)
 	assert.EqualValues(t, codeInterrupted, rep.Code, "the later request has joined")
-	rep = <-b.install(3, 90)
+	rep = receive(t, b.install(3, 90))
 	assert.EqualValues(t, ErrInvalid, rep.Code, "an older one")
-	b.serve(held(200))
+	b.serve(slow(200))
 	third := b.install(3, 200)
-	rep = <-second
+	rep = receive(t, second)
 	assert.EqualValues(t, ErrCanceled, rep.Code, "superseded")
 	copying(200)
 	fourth := b.install(4, 200)
-	rep = <-third
+	rep = receive(t, third)
 	resp := new(raftpb.InstallSnapshotResponse)
 	require.Zero(t, rep.Code)
 	require.NoError(t, proto.Unmarshal(rep.Message, resp))
 	assert.False(t, resp.GetSuccess())
 	assert.EqualValues(t, 4, resp.GetTerm(), "another leads")
-	close(release)
-	rep = <-fourth
+	held.release()
+	rep = receive(t, fourth)
 	require.Zero(t, rep.Code, rep.Text)
 	require.NoError(t, proto.Unmarshal(rep.Message, resp))
 	assert.True(t, resp.GetSuccess())
@@ -453,7 +453,7 @@ func TestInstallsThatMakeNoSense(t *testing.T) {
 			t.Parallel() // each is asked for again a few times
 			b := newInstallBed(t)
 			b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{name: "x"}, name))
-			rep := <-b.install(3, 100)
+			rep := receive(t, b.install(3, 100))
 			assert.EqualValues(t, ErrCorrupt, rep.Code, name)
 			names, err := b.disks[0].ReadDir("/data")
 			require.NoError(t, err)
@@ -464,32 +464,28 @@ func TestInstallsThatMakeNoSense(t *testing.T) {
 	b.serve(func(req *rpc.Request, _ *raftpb.GetFileRequest) {
 		req.Fail(int32(ErrNotFound), "Fail to find reader=-77")
 	})
-	rep := <-b.install(3, 100)
+	rep := receive(t, b.install(3, 100))
 	assert.EqualValues(t, ErrNotFound, rep.Code, "the sender has given up: no use in asking again")
 	b.serve(braftFiles(t, 101, []string{b.leads.String()}, map[string]string{"entries": `[]`}, "entries"))
-	rep = <-b.install(3, 100)
+	rep = receive(t, b.install(3, 100))
 	assert.EqualValues(t, ErrInvalid, rep.Code, "another snapshot's files")
-	rep = <-b.install(3, 0)
+	rep = receive(t, b.install(3, 0))
 	assert.EqualValues(t, codeBadRequest, rep.Code)
 	names, err := b.disks[0].ReadDir("/data")
 	require.NoError(t, err)
 	assert.ElementsMatch(t, []string{"log", "snapshots"}, names)
 	b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["fine"]`}, "entries"))
-	rep = <-b.install(3, 100)
+	rep = receive(t, b.install(3, 100))
 	assert.Zero(t, rep.Code, rep.Text)
 }
 
 // While a snapshot is installed heartbeats are answered, entries are not taken, and nobody is asked for votes.
 func TestEntriesWaitForAnInstall(t *testing.T) {
 	c := compacted(t, 2, 0, NodeOptions{})
-	loading, release := make(chan struct{}), make(chan struct{})
-	c.fsms[1].onLoad = func(*SnapshotReader) error {
-		close(loading)
-		<-release
-		return nil
-	}
+	held := newHoldup(t)
+	c.fsms[1].onLoad = held.load
 	add := c.add(0, 1)
-	reached(t, loading)
+	held.reached()
 	c.proposeMany("b", 5)
 	f := c.status(0, func(s Status) bool { return s.Followers[0].SnapshotIndex != 0 && s.Followers[0].State == "snapshot" }, "not in the snapshot state")
 	assert.True(t, f.Followers[0].CatchingUp)
@@ -499,7 +495,7 @@ func TestEntriesWaitForAnInstall(t *testing.T) {
 		return s.Silent > c.nodes[0].o.ElectionTimeout || c.nodes[1].Status().Leader.IsZero()
 	}, "it is silent")
 	assert.True(t, add.open())
-	close(release)
+	held.release()
 	require.NoError(t, add.wait())
 	assert.Len(t, c.sameData(0, 1), 15)
 }
@@ -508,15 +504,11 @@ func TestEntriesWaitForAnInstall(t *testing.T) {
 // its snapshot is kept for it. So does one that takes longer than CatchupTimeout, as long as it answers.
 func TestAStateMachineThatLoadsSlowlyStillJoins(t *testing.T) {
 	c := compacted(t, 2, 0, NodeOptions{CatchupTimeout: 300 * ms})
-	loading, release := make(chan struct{}), make(chan struct{})
-	c.fsms[1].onLoad = func(*SnapshotReader) error {
-		close(loading)
-		<-release
-		return nil
-	}
+	held := newHoldup(t)
+	c.fsms[1].onLoad = held.load
 	first := c.nodes[0].Status().Snapshot.Index
 	add := c.add(0, 1)
-	reached(t, loading)
+	held.reached()
 	for round := range 5 {
 		c.proposeMany(fmt.Sprint("r", round, " "), 5)
 		require.NoError(t, c.save(0))
@@ -525,7 +517,7 @@ func TestAStateMachineThatLoadsSlowlyStillJoins(t *testing.T) {
 	assert.Greater(t, s.Snapshot.Index, first+20)
 	assert.Equal(t, first+1, s.FirstIndex, "kept for the joiner")
 	c.never(3*300*ms, func() bool { return !add.open() }, "given up while it loads")
-	close(release)
+	held.release()
 	require.NoError(t, add.wait())
 	assert.Equal(t, []int64{first}, c.fsms[1].loaded())
 	assert.Len(t, c.sameData(0, 1), 35)
@@ -623,7 +615,7 @@ func TestFileServiceRefusesWhatIsNotItsOwn(t *testing.T) {
 			}
 			close(done)
 		}))
-		<-done
+		receive(t, done)
 		return code, text, n
 	}
 	code, _, n := get(lent.id, "entries", 0, 1<<40)

@@ -150,7 +150,7 @@ func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 
 	c.net.set()
 	c.settled(next, 0, 3, 4)
-	assert.NoError(t, <-proposal)
+	assert.NoError(t, receive(t, proposal))
 	assert.Equal(t, []string{"0,3,4 (0,1,2)", "0,3,4"}, lastOf(2, c.logged(0)), "each entry once (M4)")
 	assert.NotContains(t, c.fsms[0].seen(), "done: change", "the callback had its outcome")
 }
@@ -313,17 +313,16 @@ func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {
 // H-08: stages advance when entries are committed. A slow state machine delays only what it is told.
 func TestASlowStateMachineHoldsUpNoChange(t *testing.T) {
 	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
-	gate, entered := make(chan struct{}), make(chan struct{})
+	held := newHoldup(t)
 	c.onApply = func(host int, data string) {
 		if host == 0 && data == "slow" {
-			close(entered)
-			<-gate
+			held.pass()
 		}
 	}
 	c.startLed()
 	c.fsms[0].forget()
 	c.nodes[0].Apply(Task{Data: []byte("slow")})
-	<-entered
+	held.reached()
 	assert.ErrorIs(t, c.change(0, Configuration{}).wait(), ErrInvalid, "what has not happened is told at once")
 	first := c.add(0, 3)
 	c.status(0, func(s Status) bool { return s.Stage == StageNone && s.Conf.Equal(c.voters(0, 1, 2, 3)) }, "the change waits for the state machine")
@@ -333,7 +332,7 @@ func TestASlowStateMachineHoldsUpNoChange(t *testing.T) {
 	assert.Less(t, s.AppliedIndex, s.ConfIndex)
 	assert.Len(t, c.fsms[0].seen(), 1, "what has happened is told in log order")
 	assert.True(t, first.open() && second.open())
-	close(gate)
+	held.release()
 	require.NoError(t, first.wait())
 	require.NoError(t, second.wait())
 	assert.Equal(t, []string{"conf 0,1,2,3", "done: add 3", "conf 0,1,2,3,4", "done: add 4"}, c.fsms[0].seen()[1:])

@@ -62,25 +62,24 @@ func TestALeaderThatIsRemovedHandsOver(t *testing.T) {
 // H-08, H-66: it waits for no callback, and what is committed is done whoever leads when the callback runs.
 func TestARemovedLeaderWithASlowStateMachineLeavesAtOnce(t *testing.T) {
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
-	gate, entered := make(chan struct{}), make(chan struct{})
+	held := newHoldup(t)
 	c.onApply = func(host int, data string) {
 		if host == 0 && data == "slow" {
-			close(entered)
-			<-gate
+			held.pass()
 		}
 	}
 	c.startLed()
 	c.fsms[0].forget()
 	proposal := make(chan error, 1)
 	c.nodes[0].Apply(Task{Data: []byte("slow"), Done: func(_ any, err error) { proposal <- err }})
-	<-entered
+	held.reached()
 	p := c.remove(0, 0)
 	c.settled(c.voters(1, 2), 1, 2)
 	assert.True(t, p.open())
 	assert.Empty(t, c.fsms[0].seen())
-	close(gate)
+	held.release()
 	assert.NoError(t, p.wait())
-	assert.NoError(t, <-proposal)
+	assert.NoError(t, receive(t, proposal))
 	c.eventually(func() bool { return len(c.fsms[0].seen()) == 3 }, "no OnLeaderStop")
 	assert.Equal(t, []string{"conf 1,2", "done: remove 0", "stop: " + ErrLeaderRemoved.Error()}, c.fsms[0].seen())
 }
@@ -102,7 +101,7 @@ func TestProposalsDuringTheRemovalOfTheLeader(t *testing.T) {
 	require.NoError(t, p.wait())
 	done := 0
 	for range 2 * n {
-		err := <-outcomes
+		err := receive(t, outcomes)
 		switch ErrorCode(err) {
 		case 0:
 			done++

@@ -153,7 +153,7 @@ func TestResetOfALeader(t *testing.T) {
 	c.nodes[0].Apply(Task{Data: []byte("one"), Done: func(_ any, err error) { proposal <- err }})
 	c.status(0, func(s Status) bool { return s.LastIndex > s.CommitIndex }, "it is not proposed")
 	require.NoError(t, c.nodes[0].ResetPeers(c.voters(0)))
-	err := <-proposal
+	err := receive(t, proposal)
 	assert.ErrorIs(t, err, ErrUnknownOutcome)
 	assert.ErrorIs(t, err, ErrReset)
 	c.confirmed(0, c.voters(0))

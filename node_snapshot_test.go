@@ -110,21 +110,20 @@ func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
 // What is proposed while a snapshot is being written is applied at once, and is not in it.
 func TestApplyGoesOnWhileASnapshotIsSaved(t *testing.T) {
 	c := snapshotGroup(t, 1, 1, NodeOptions{})
-	begun, release := make(chan struct{}), make(chan struct{})
+	held := newHoldup(t)
 	c.startLed()
 	c.fsms[0].onSave = func(write func() error) error {
-		close(begun)
-		<-release
+		held.pass()
 		return write()
 	}
 	c.propose("before")
 	saved := c.begin(0, "save", func(n *Node, done Closure) { n.Snapshot(done) })
-	reached(t, begun)
+	held.reached()
 	c.propose("meanwhile")
 	assert.Equal(t, SnapshotSaving, c.nodes[0].Status().Snapshot.State)
 	assert.ErrorIs(t, c.save(0), ErrBusy, "one at a time")
 	assert.True(t, saved.open())
-	close(release)
+	held.release()
 	require.NoError(t, saved.wait())
 	s := c.nodes[0].Status()
 	assert.Equal(t, s.AppliedIndex-1, s.Snapshot.Index, "as of the moment it was asked for")
@@ -219,21 +218,20 @@ func TestShutdownEndsASnapshotBeingSaved(t *testing.T) {
 	c := snapshotGroup(t, 1, 1, NodeOptions{})
 	c.startLed()
 	c.propose("a")
-	begun, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	held, ended := newHoldup(t), make(chan error, 1)
 	c.fsms[0].onSave = func(write func() error) error {
-		close(begun)
-		<-release
+		held.pass()
 		err := write()
 		ended <- err
 		return err
 	}
 	saved := c.begin(0, "save", func(n *Node, done Closure) { n.Snapshot(done) })
-	reached(t, begun)
+	held.reached()
 	dir := c.snapshotDir(0)
 	c.stop(0)
 	assert.ErrorIs(t, saved.wait(), ErrShutdown)
-	close(release)
-	assert.Error(t, <-ended, "there is nothing to write to any more")
+	held.release()
+	assert.Error(t, receive(t, ended), "there is nothing to write to any more")
 	names, err := c.disks[0].ReadDir(dir)
 	require.NoError(t, err)
 	assert.Empty(t, names)
@@ -395,18 +393,14 @@ func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
 	c.propose("a")
 	require.NoError(t, c.save(0))
 	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
-	loading, release := make(chan struct{}), make(chan struct{})
-	c.fsms[0].onLoad = func(*SnapshotReader) error {
-		close(loading)
-		<-release
-		return nil
-	}
+	held := newHoldup(t)
+	c.fsms[0].onLoad = held.load
 	started := make(chan error, 1)
 	go func() {
 		_, err := c.hosts[0].StartNode("g", c.nodes[0].o)
 		started <- err
 	}()
-	reached(t, loading)
+	held.reached()
 	assert.ErrorIs(t, c.restartErr(0), ErrBusy)
 	o := c.opts
 	o.StateMachine, o.InitialConf = &recorder{}, c.conf
@@ -414,8 +408,8 @@ func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
 	require.NoError(t, err)
 	assert.Same(t, other, c.hosts[0].Node("another"))
 	assert.Nil(t, c.hosts[0].Node("g"), "not before it is whole")
-	close(release)
-	require.NoError(t, <-started)
+	held.release()
+	require.NoError(t, receive(t, started))
 	c.nodes[0] = c.hosts[0].Node("g")
 	c.ready()
 }
@@ -427,12 +421,8 @@ func TestCloseWhileASnapshotIsLoaded(t *testing.T) {
 	c.propose("a")
 	require.NoError(t, c.save(0))
 	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
-	loading, release := make(chan struct{}), make(chan struct{})
-	fsm := &recorder{snapshots: true, onLoad: func(*SnapshotReader) error {
-		close(loading)
-		<-release
-		return nil
-	}}
+	held := newHoldup(t)
+	fsm := &recorder{snapshots: true, onLoad: held.load}
 	o := c.nodes[0].o
 	o.StateMachine = fsm
 	started := make(chan error, 1)
@@ -440,7 +430,7 @@ func TestCloseWhileASnapshotIsLoaded(t *testing.T) {
 		_, err := c.hosts[0].StartNode("g", o)
 		started <- err
 	}()
-	reached(t, loading)
+	held.reached()
 	var closed atomic.Bool
 	done := make(chan struct{})
 	go func() {
@@ -449,9 +439,9 @@ func TestCloseWhileASnapshotIsLoaded(t *testing.T) {
 		close(done)
 	}()
 	c.never(50*time.Millisecond, closed.Load, "closed while it is loaded")
-	close(release)
-	require.NoError(t, <-started)
-	<-done
+	held.release()
+	require.NoError(t, receive(t, started))
+	receive(t, done)
 	assert.True(t, fsm.shut, "OnShutdown is the last call, as ever")
 }
 

@@ -108,7 +108,7 @@ func TestRefusalsAreCertain(t *testing.T) {
 	assert.ErrorIs(t, err, ErrTooLarge)
 	done := make(chan error, 1)
 	n.Apply(Task{Data: []byte("x"), ExpectedTerm: 99, Done: func(_ any, err error) { done <- err }})
-	assert.ErrorIs(t, <-done, ErrTermMismatch)
+	assert.ErrorIs(t, receive(t, done), ErrTermMismatch)
 
 	c.fsms[0].onApply = func(string) { <-gate } // set before the entries that see it are proposed
 	var wg sync.WaitGroup
@@ -231,7 +231,7 @@ func TestDisorderThatLastsFailsTheNode(t *testing.T) {
 		n.lm.store = disordered{n.lm.store}
 		n.Apply(Task{Data: []byte("refused"), Done: func(_ any, err error) { failed <- err }})
 	})
-	assert.ErrorIs(t, <-failed, ErrUnknownOutcome)
+	assert.ErrorIs(t, receive(t, failed), ErrUnknownOutcome)
 	assert.ErrorIs(t, n.Status().Err, ErrIO)
 	assert.ErrorIs(t, n.Status().Err, wal.ErrOrder)
 }

@@ -3,7 +3,6 @@ package graft
 import (
 	"fmt"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -221,16 +220,13 @@ func TestATransferToAPeerThatCannotBeElected(t *testing.T) {
 func TestOnLeaderStopFollowsWhatWasCommitted(t *testing.T) {
 	t.Parallel()
 	c := newGroup(t, 3, 3, NodeOptions{ElectionTimeout: time.Second})
-	gate, entered := make(chan struct{}), make(chan struct{})
-	open := sync.OnceFunc(func() { close(gate) })
-	defer open()
+	held := newHoldup(t)
 	c.onApply = func(host int, data string) {
 		if host != 0 {
 			return
 		}
 		if data == "slow" {
-			close(entered)
-			<-gate
+			held.pass()
 		}
 		c.fsms[0].note("applied " + data)
 	}
@@ -239,12 +235,12 @@ func TestOnLeaderStopFollowsWhatWasCommitted(t *testing.T) {
 	before := c.nodes[0].Status().CommitIndex
 	for _, data := range []string{"slow", "a", "b"} {
 		c.nodes[0].Apply(Task{Data: []byte(data)})
-		<-entered // a and b are not committed yet when the state machine begins with what is
+		held.reached() // a and b are not committed yet when the state machine begins with what is
 	}
 	c.status(0, func(s Status) bool { return s.CommitIndex >= before+3 }, "the entries are not committed")
 	require.NoError(t, c.nodes[0].TransferLeadership(c.peer(1)))
 	c.status(0, func(s Status) bool { return s.Role == RoleFollower }, "it leads on")
-	open()
+	held.release()
 	c.eventually(func() bool { return c.fsms[0].lastStop() != nil }, "no OnLeaderStop")
 	assert.Equal(t, []string{"applied slow", "applied a", "applied b", "stop: " + ErrTransferring.Error()}, c.fsms[0].seen()[:4])
 }

@@ -267,12 +267,50 @@ func (r *recorder) committedConfs() []Configuration {
 	return slices.Clone(r.confs)
 }
 
-// reached waits until something that a test holds up has been reached.
-func reached(t testing.TB, at <-chan struct{}) {
+// holdup is a place where a test holds something up: a state machine's call, mostly.
+type holdup struct {
+	t       testing.TB
+	at, let chan struct{}
+	arrive  func()
+	release func() // lets what is held up, now and later, go on
+}
+
+// newHoldup returns a place that the end of the test opens too: a test that fails before would else wait for ever for a node that
+// cannot end.
+func newHoldup(t testing.TB) *holdup {
+	h := &holdup{t: t, at: make(chan struct{}), let: make(chan struct{})}
+	h.arrive = sync.OnceFunc(func() { close(h.at) })
+	h.release = sync.OnceFunc(func() { close(h.let) })
+	t.Cleanup(h.release)
+	return h
+}
+
+// pass is called by what is held up.
+func (h *holdup) pass() {
+	h.arrive()
+	<-h.let
+}
+
+// load holds up a state machine that loads a snapshot.
+func (h *holdup) load(*SnapshotReader) error {
+	h.pass()
+	return nil
+}
+
+// reached waits until something is held up.
+func (h *holdup) reached() {
+	h.t.Helper()
+	receive(h.t, h.at)
+}
+
+// receive returns what comes through a channel, and fails a test to which nothing comes: better than one that hangs.
+func receive[T any](t testing.TB, from <-chan T) T {
 	t.Helper()
 	select {
-	case <-at:
+	case v := <-from:
+		return v
 	case <-time.After(20 * time.Second):
-		t.Fatal("it is not reached within 20 seconds")
+		t.Fatal("nothing has come within 20 seconds")
+		panic("not reached")
 	}
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // answerTo has a host serve a recorded request, and returns the frame of its answer.
-func answerTo(h *Host, f rpc.Frame) []byte {
+func answerTo(t *testing.T, h *Host, f rpc.Frame) []byte {
 	got := make(chan []byte, 1)
 	h.serve(rpc.NewRequest(f.Service, f.Method, f.Message, f.Attachment, "test", func(code int32, text string, message []byte, attachment [][]byte) {
 		if code != 0 {
@@ -27,7 +27,7 @@ func answerTo(h *Host, f rpc.Frame) []byte {
 		}
 		got <- rpc.EncodeReply(f.ID, code, text, message, attachment)
 	}))
-	return <-got
+	return receive(t, got)
 }
 
 // reply encodes a recorded answer.
@@ -77,7 +77,7 @@ func TestFilesAreServedAsBraftDoes(t *testing.T) {
 			continue
 		}
 		tried++
-		assert.Equal(t, hex.EncodeToString(reply(pair[1])), hex.EncodeToString(answerTo(h, pair[0])), name)
+		assert.Equal(t, hex.EncodeToString(reply(pair[1])), hex.EncodeToString(answerTo(t, h, pair[0])), name)
 	}
 	assert.Equal(t, 6, tried)
 }
@@ -107,6 +107,6 @@ func TestInstallIsAnsweredAsBraftDoes(t *testing.T) {
 				n.box.follow(test.base.index)
 			}
 		})
-		assert.Equal(t, hex.EncodeToString(reply(pair[1])), hex.EncodeToString(answerTo(h, pair[0])), test.name)
+		assert.Equal(t, hex.EncodeToString(reply(pair[1])), hex.EncodeToString(answerTo(t, h, pair[0])), test.name)
 	}
 }

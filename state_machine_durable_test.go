@@ -407,7 +407,7 @@ func TestADurableStateMachineIsGivenWhatTheDiskHolds(t *testing.T) {
 	g.nodes[0].fsm.post(func() { close(behind) })
 	g.never(20*ms, func() bool { return len(g.fsms[0].applied()) > 1 || len(behind) > 0 }, "it is applied although its disk does not hold it")
 	open()
-	require.NoError(t, <-done)
+	require.NoError(t, receive(t, done))
 	select {
 	case <-behind:
 	case <-time.After(10 * time.Second):
@@ -431,7 +431,7 @@ func TestADurableStateMachineDoesNotWaitForADeadDisk(t *testing.T) {
 	done := make(chan error, 1)
 	g.nodes[0].Apply(Task{Data: []byte("b"), Done: func(_ any, err error) { done <- err }})
 	g.nodes[0].fsm.post(func() {})
-	require.Error(t, <-done)
+	require.Error(t, receive(t, done))
 	g.eventually(func() bool { return len(g.fsms[0].errors()) == 1 }, "OnError is not called")
 	g.stopNode(0)
 	assert.True(t, g.fsms[0].shut)
@@ -466,7 +466,7 @@ func TestShutdownOfADurableStateMachineWaitsForTheDisk(t *testing.T) {
 	assert.True(t, removed.open())
 	open()
 	require.NoError(t, removed.wait())
-	require.NoError(t, <-stopped)
+	require.NoError(t, receive(t, stopped))
 	assert.Contains(t, seen, "conf 0,1,2")
 	assert.True(t, g.fsms[0].shut)
 }
