@@ -3,7 +3,9 @@ package graft
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,12 +19,13 @@ import (
 //
 // Invariants: applied <= the commit index; closures are contiguous, the first one
 // belongs to an index above applied; each runs once. OnLeaderStart and OnLeaderStop
-// alternate.
+// alternate. While an event waits, no entry behind those that were committed when it was posted is
+// applied: entries that came to be committed after a leadership are not taken for that leadership's own.
 //
 // Ownership: its actor owns what is not guarded by mu. The node adds closures and
 // commits; mu is a leaf lock, user code runs without it.
 type fsmCaller struct {
-	a      *actor.Actor[fsmEvent]
+	a      *actor.Actor[struct{}] // its messages only wake it: the events are in order with what is committed
 	fsm    StateMachine
 	log    *logManager
 	group  string
@@ -37,7 +40,9 @@ type fsmCaller struct {
 
 	mu        sync.Mutex // guards the following
 	committed int64
-	posted    bool // a step is on its way that will see committed
+	events    []fsmEvent // that wait; their indexes grow, but for those that wait for no entry
+	ended     bool       // no event is taken any more
+	woken     bool       // a step is on its way that will see committed and events
 	closures  []closureRun
 	waiters   []appliedWaiter
 	dead      error // nothing is applied any more
@@ -55,7 +60,6 @@ type fsmCaller struct {
 	bound   func() int64 // how much that is; nil: that does not matter
 	resumed bool         // it went on from what it held when the node was made
 	freed   atomic.Bool  // the node has ended or failed: no event waits for the disk any more
-	held    []fsmEvent   // the actor's: events that wait for it
 }
 
 // fsmEvent is something to do once everything up to an index is applied.
@@ -86,27 +90,49 @@ func newFSMCaller(exec actor.Executor, fsm StateMachine, group string) *fsmCalle
 	return f
 }
 
-// post queues an event behind everything that is committed so far.
-func (f *fsmCaller) post(event func()) {
+// post queues an event behind everything that is committed so far. It reports false, and drops the event, at the end.
+func (f *fsmCaller) post(event func()) bool {
 	f.mu.Lock()
-	upto := f.committed
-	f.mu.Unlock()
-	f.a.Post(fsmEvent{upto, event})
+	return f.enqueue(fsmEvent{f.committed, event})
 }
 
-// settle is post for callbacks that must run even when the state machine is shut down.
+// postNow queues an event that waits for no entry.
+func (f *fsmCaller) postNow(event func()) bool {
+	f.mu.Lock()
+	return f.enqueue(fsmEvent{0, event})
+}
+
+// enqueue queues an event. mu is locked, and is not any more afterwards.
+func (f *fsmCaller) enqueue(event fsmEvent) bool {
+	if f.ended {
+		f.mu.Unlock()
+		return false
+	}
+	f.events = append(f.events, event)
+	f.wake()
+	return true
+}
+
+// wake has a step see what has changed. mu is locked, and is not any more afterwards.
+func (f *fsmCaller) wake() {
+	wake := !f.woken
+	f.woken = true
+	f.mu.Unlock()
+	if wake {
+		f.a.Post(struct{}{})
+	}
+}
+
+// settle is postNow for callbacks that must run even when the state machine is shut down.
 func (f *fsmCaller) settle(callbacks func()) {
-	if !f.a.Post(fsmEvent{0, callbacks}) {
+	if !f.postNow(callbacks) {
 		callbacks()
 	}
 }
 
 // postAlways is post for callbacks that must run even when the state machine is shut down.
 func (f *fsmCaller) postAlways(callbacks func()) {
-	f.mu.Lock()
-	upto := f.committed
-	f.mu.Unlock()
-	if !f.a.Post(fsmEvent{upto, callbacks}) {
+	if !f.post(callbacks) {
 		callbacks()
 	}
 }
@@ -120,12 +146,7 @@ func (f *fsmCaller) commit(index int64) {
 		return
 	}
 	f.committed = index
-	wake := !f.posted
-	f.posted = true
-	f.mu.Unlock()
-	if wake {
-		f.a.Post(fsmEvent{})
-	}
+	f.wake()
 }
 
 // addClosures registers who waits for the entries from first on.
@@ -135,26 +156,65 @@ func (f *fsmCaller) addClosures(run closureRun) {
 	f.mu.Unlock()
 }
 
-// failClosures settles everybody who waits for an entry that is not committed.
+// failClosures settles everybody who waits for an entry that is not committed by now. Whoever comes to wait later, in
+// another leadership, is not concerned.
 func (f *fsmCaller) failClosures(err error) {
-	f.post(func() {
-		f.mu.Lock()
-		runs := f.closures
-		f.closures = nil
-		f.mu.Unlock()
-		if f.cur.done != nil {
-			runs = append([]closureRun{f.cur}, runs...)
-			f.cur = closureRun{}
-		}
-		for _, run := range runs {
-			for _, done := range run.done {
-				if done != nil {
-					f.guard("done", func() { done(nil, err) })
-				}
+	f.mu.Lock()
+	upto := f.committed
+	lost := f.closuresAbove(upto)
+	f.enqueue(fsmEvent{upto, func() {
+		f.failRuns(f.unapplied(upto), err)
+		f.failRuns(lost, err)
+	}})
+}
+
+// closuresAbove takes out, under mu, the closures of what follows index.
+func (f *fsmCaller) closuresAbove(index int64) (above []closureRun) {
+	i := len(f.closures)
+	for i > 0 && f.closures[i-1].first > index {
+		i--
+	}
+	above = slices.Clone(f.closures[i:])
+	clear(f.closures[i:])
+	f.closures = f.closures[:i]
+	if i == 0 {
+		return above
+	}
+	if last := &f.closures[i-1]; index < last.first+int64(len(last.done))-1 {
+		n := index + 1 - last.first
+		above = append([]closureRun{{first: index + 1, done: last.done[n:], bytes: last.bytes}}, above...)
+		last.done, last.bytes = last.done[:n:n], 0
+	}
+	return above
+}
+
+// unapplied takes out the closures of the leadership whose last committed entry is upto that were not called although all up
+// to there is applied that ever will be: those of a run that goes on behind it, and all others if applying has ended. It is the
+// actor's.
+func (f *fsmCaller) unapplied(upto int64) (runs []closureRun) {
+	if f.cur.done != nil {
+		runs = append(runs, f.cur)
+		f.cur = closureRun{}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for len(f.closures) > 0 && f.closures[0].first <= upto {
+		runs = append(runs, f.closures[0])
+		f.closures[0] = closureRun{}
+		f.closures = f.closures[1:]
+	}
+	return runs
+}
+
+func (f *fsmCaller) failRuns(runs []closureRun, err error) {
+	for _, run := range runs {
+		for _, done := range run.done {
+			if done != nil {
+				f.guard("done", func() { done(nil, err) })
 			}
-			f.release(int64(len(run.done)), run.bytes)
 		}
-	})
+		f.release(int64(len(run.done)), run.bytes)
+	}
 }
 
 // waitApplied calls done once index is applied. If it is already, on this goroutine.
@@ -243,25 +303,50 @@ func (f *fsmCaller) wakeWaiters(err error) {
 	}
 }
 
-func (f *fsmCaller) step(_ time.Time, batch []fsmEvent) time.Time {
-	for _, event := range f.inTurn(batch) {
-		if event.run == nil {
-			continue
-		}
+func (f *fsmCaller) step(time.Time, []struct{}) time.Time {
+	f.mu.Lock()
+	f.woken = false // before it is looked what there is: whoever adds something afterwards wakes again
+	f.mu.Unlock()
+	reach := f.reach()
+	for {
+		event, ok := f.next(reach)
 		if !f.closed {
 			f.applyUpTo(event.upto)
+		}
+		if !ok {
+			break
 		}
 		event.run()
 	}
 	if !f.closed {
-		f.mu.Lock()
-		target := f.committed
-		f.posted = false
-		f.mu.Unlock()
-		f.applyUpTo(target)
 		f.rested()
 	}
 	return time.Time{}
+}
+
+// next takes out the first event, if it does not wait for an entry behind reach. Else it says up to where entries can be applied.
+func (f *fsmCaller) next(reach int64) (event fsmEvent, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.events) == 0 {
+		return fsmEvent{upto: f.committed}, false
+	}
+	if event = f.events[0]; event.upto > reach {
+		return event, false
+	}
+	f.events[0] = fsmEvent{}
+	if f.events = f.events[1:]; len(f.events) == 0 {
+		f.events = nil
+	}
+	return event, true
+}
+
+// reach is behind which entry events wait: those of a durable state machine for what it is not given yet.
+func (f *fsmCaller) reach() int64 {
+	if f.bound == nil || f.freed.Load() {
+		return math.MaxInt64
+	}
+	return max(f.bound(), f.applied.Load())
 }
 
 // applyUpTo applies the entries up to target, which are committed.
@@ -359,7 +444,7 @@ func (f *fsmCaller) unsettled(it *Iterator) {
 // applyOther applies an entry that is not the user's.
 func (f *fsmCaller) applyOther(e entry.Entry) {
 	if done := f.takeDone(e.Index); done != nil {
-		defer done(nil, nil)
+		defer f.guard("done", func() { done(nil, nil) })
 	}
 	if e.Type == entry.Configuration {
 		conf, err := parseConfEntry(entry.ConfMark{Index: e.Index, Meta: e.Meta})
@@ -462,8 +547,11 @@ func (f *fsmCaller) shutdown() {
 
 // end calls done behind everything that was posted, and ends the actor.
 func (f *fsmCaller) end(done func()) {
-	f.a.Post(fsmEvent{0, done})
-	f.a.Close()
+	f.mu.Lock()
+	f.events = append(f.events, fsmEvent{0, done})
+	f.ended = true
+	f.mu.Unlock()
+	f.a.Close() // after which there is one more step, at least
 }
 
 // panicked is the error that a panic in user code becomes.

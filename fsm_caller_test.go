@@ -181,3 +181,123 @@ func TestWhoWaitsForAnEntryIsToldWhenItMayNotCome(t *testing.T) {
 	wait(10)
 	assert.ErrorIs(t, got[10], ErrShutdown, "so is who comes later")
 }
+
+// outcomes notes what closures are told.
+type outcomes struct {
+	t   *testing.T
+	got map[string]error
+}
+
+func (o *outcomes) run(first int64, names ...string) closureRun {
+	run := closureRun{first: first, bytes: int64(10 * len(names))}
+	for _, name := range names {
+		run.done = append(run.done, func(_ any, err error) {
+			assert.NotContains(o.t, o.got, name, "told twice")
+			o.got[name] = err
+		})
+	}
+	return run
+}
+
+// A1, V3: a leadership ends, and others' entries are committed where its own were, all while the state machine works. Those who waited
+// for the leader's own are not told that they were applied, nor are those of the next leadership told that they were lost.
+func TestWhatIsCommittedAfterALeadershipIsNotItsOwn(t *testing.T) {
+	lost := errors.New("it leads no more")
+	c := newCallerOnStage(t, 6)
+	o := &outcomes{t, make(map[string]error)}
+	c.addClosures(o.run(1, "a", "b", "c"))
+	c.addClosures(o.run(4, "d"))
+	c.post(func() {
+		c.commit(2)
+		c.failClosures(lost)
+		c.addClosures(o.run(5, "e", "f"))
+		c.commit(6)
+	})
+	c.pass()
+	assert.EqualValues(t, 6, c.applied.Load())
+	assert.Equal(t, map[string]error{"a": nil, "b": nil, "c": lost, "d": lost, "e": nil, "f": nil}, o.got)
+	assert.Equal(t, [2]int64{6, 60}, c.released)
+}
+
+// So it is if the state machine is in the middle of those entries when the leadership ends.
+func TestALeadershipThatEndsDuringOnApply(t *testing.T) {
+	lost := errors.New("it leads no more")
+	c := newCallerOnStage(t, 6)
+	o := &outcomes{t, make(map[string]error)}
+	c.addClosures(o.run(1, "a", "b", "c", "d"))
+	c.fsm.apply = func(it *Iterator) {
+		for it.Next() {
+			if it.Index() == 1 {
+				c.failClosures(lost)
+				c.addClosures(o.run(5, "e"))
+				c.commit(6)
+			}
+		}
+	}
+	c.commit(2)
+	c.pass()
+	assert.EqualValues(t, 6, c.applied.Load())
+	assert.Equal(t, map[string]error{"a": nil, "b": nil, "c": lost, "d": lost, "e": nil}, o.got)
+	assert.Equal(t, [2]int64{5, 50}, c.released)
+}
+
+// A state machine that has failed applies nothing of what is committed: then its proposers hear of that when the leadership ends.
+func TestWhatAFailedStateMachineDoesNotApplyIsSettled(t *testing.T) {
+	lost := errors.New("it leads no more")
+	c := newCallerOnStage(t, 4)
+	o := &outcomes{t, make(map[string]error)}
+	c.addClosures(o.run(1, "a", "b"))
+	c.addClosures(o.run(3, "c", "d"))
+	c.fsm.apply = func(it *Iterator) {
+		it.Next()
+		it.Rollback(1, errors.New("broken"))
+	}
+	c.commit(3)
+	c.failClosures(lost)
+	c.pass()
+	assert.ErrorIs(t, o.got["a"], ErrUnknownOutcome)
+	delete(o.got, "a")
+	assert.Equal(t, map[string]error{"b": lost, "c": lost, "d": lost}, o.got)
+	assert.Equal(t, [2]int64{4, 40}, c.released)
+}
+
+// A6: a leadership is told of although its first entry was committed before the state machine had time for the news, and one that has
+// ended is not started by the next leader's entries.
+func TestALeadershipStartsWhileTheStateMachineWorks(t *testing.T) {
+	c := newCallerOnStage(t, 0)
+	c.fsmCaller.log, _ = newQueuedLogOfConfs(t)
+	c.post(func() {
+		c.leaderStart(1, 2)
+		c.commit(3)
+	})
+	c.pass()
+	require.EqualValues(t, 3, c.applied.Load())
+	assert.Contains(t, c.fsm.seen(), "lead")
+
+	c = newCallerOnStage(t, 0)
+	c.fsmCaller.log, _ = newQueuedLogOfConfs(t)
+	c.post(func() {
+		c.leaderStart(1, 2)
+		c.leaderStop(errors.New("over"))
+		c.commit(3)
+	})
+	c.pass()
+	require.EqualValues(t, 3, c.applied.Load())
+	assert.NotContains(t, c.fsm.seen(), "lead")
+}
+
+// Nothing that was queued is lost at the end, not even if whoever queued it has not come to wake the actor yet.
+func TestTheLastEventsAreNotLost(t *testing.T) {
+	c := newCallerOnStage(t, 0)
+	var ran []string
+	c.mu.Lock()
+	c.events = append(c.events, fsmEvent{0, func() { ran = append(ran, "queued") }})
+	c.woken = true
+	c.mu.Unlock()
+	c.end(func() { ran = append(ran, "end") })
+	assert.False(t, c.postNow(func() { ran = append(ran, "too late") }))
+	c.pass()
+	assert.Equal(t, []string{"queued", "end"}, ran)
+	assert.False(t, c.a.Post(struct{}{}), "it is told too late, and that does not matter")
+	receive(t, c.a.Done())
+}

@@ -34,10 +34,7 @@ func (f *fsmCaller) saveSnapshot(w *snapdir.Writer, skip func(logBase) bool, don
 			end(f.err)
 		}
 	}
-	f.mu.Lock()
-	upto := f.committed
-	f.mu.Unlock()
-	if !f.a.Post(fsmEvent{upto, save}) {
+	if !f.post(save) {
 		done(logBase{}, &Error{Code: ErrShutdown, Op: opSaveSnapshot, Group: f.group})
 	}
 }
@@ -68,7 +65,7 @@ func (f *fsmCaller) loadSnapshot(r *snapdir.Reader, base logBase, done func(erro
 		_ = r.Close() // should it be to delete: the next Prune tries again
 		done(err)
 	}
-	if !f.a.Post(fsmEvent{0, load}) {
+	if !f.postNow(load) {
 		_ = r.Close()
 		done(&Error{Code: ErrShutdown, Op: opLoadSnapshot, Group: f.group})
 	}

@@ -79,7 +79,7 @@ func (p prompt) Append(b entry.Batch, commit int64, done func(error)) {
 	p.LogStorage.Append(b, commit, func(error) {})
 	done(nil)
 	f := p.s.node.fsm
-	f.step(p.s.node.now, []fsmEvent{{}})
+	f.step(p.s.node.now, nil)
 }
 
 // A4, C6: who waits for an entry, and by whom it is to be acknowledged, is known before storage gets it. However fast that is, the

@@ -221,48 +221,20 @@ func (f *fsmCaller) tellConf() (err error) {
 	return nil
 }
 
-// inTurn returns the events whose turn has come: not those behind entries that a durable state machine is not given yet.
-func (f *fsmCaller) inTurn(batch []fsmEvent) []fsmEvent {
-	if f.bound == nil {
-		return batch
-	}
-	f.mu.Lock()
-	f.posted = false // before it is looked how far the disk is: whoever has it go further afterwards posts
-	f.mu.Unlock()
-	all := append(f.held, batch...)
-	f.held = nil
-	if f.freed.Load() {
-		return all
-	}
-	reach := max(f.bound(), f.applied.Load())
-	for i, event := range all {
-		if event.upto > reach {
-			f.held = append(f.held, all[i:]...)
-			return all[:i]
-		}
-	}
-	return all
-}
-
 // reached says that the node's disk holds more than before. Any goroutine may call it.
 func (f *fsmCaller) reached() {
 	if f.bound == nil {
 		return
 	}
 	f.mu.Lock()
-	wake := !f.posted
-	f.posted = true
-	f.mu.Unlock()
-	if wake {
-		f.a.Post(fsmEvent{})
-	}
+	f.wake()
 }
 
 // free says that nothing more will be stored: no event waits for that.
 func (f *fsmCaller) free() {
 	if f.bound != nil {
 		f.freed.Store(true)
-		f.a.Post(fsmEvent{})
+		f.reached()
 	}
 }
 
@@ -273,10 +245,10 @@ func (s *snapshotter) askCut() {
 	}
 	s.cutAsk = true
 	s.bytes.Store(0)
-	s.n.fsm.a.Post(fsmEvent{0, func() {
+	s.n.fsm.postNow(func() {
 		base, ok := s.n.cutPoint()
 		s.a.Post(func() { s.cut(base, ok) })
-	}})
+	})
 }
 
 // cutPoint is the position up to which the log may be cut: the state machine keeps what comes before. It runs where

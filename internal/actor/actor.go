@@ -115,8 +115,8 @@ func (a *Actor[T]) PostInline(v T) bool {
 	return true
 }
 
-// Close makes Post fail. What was posted before is still handled; then Done is
-// closed. Close may be called again.
+// Close makes Post fail. What was posted before is still handled, one more step runs even if that
+// is nothing, and then Done is closed. Close may be called again.
 func (a *Actor[T]) Close() {
 	a.mu.Lock()
 	wake := !a.closed && !a.scheduled
