@@ -162,6 +162,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	n.fsm.grown = n.snap.onApplied
 	n.fsm.fail = func(err error) { n.post(func() { n.fail(err) }) }
 	lm.onDurable = n.onDurable
+	lm.onCut = func() { n.post(n.onCut) }
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
 	n.recoverLog(r, base)
 	if n.durable != nil {
@@ -373,6 +374,13 @@ func (n *Node) acknowledged(term int64, peer PeerID, life uint64, index int64) {
 		for _, r := range *f {
 			r.nudge()
 		}
+	}
+}
+
+// onCut submits what waited until storage had cut the log.
+func (n *Node) onCut() {
+	if n.active() {
+		n.lm.retry(n.box.index())
 	}
 }
 
