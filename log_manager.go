@@ -46,6 +46,7 @@ type logManager struct {
 	onCut func()
 	// pending counts what is submitted, the node's hard state included.
 	pending pendingWrites
+	behind  logTail // what is not durable
 
 	mu         sync.Mutex
 	first      int64
@@ -272,6 +273,7 @@ func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) erro
 	}
 	l.cache = append(l.cache, b)
 	l.cacheBytes += b.Size()
+	l.behind.grown(b)
 	l.evict()
 	commit = l.storedLocked(commit)
 	if submit {
@@ -306,13 +308,22 @@ func (l *logManager) written(epoch, attempt uint64, first, last int64, err error
 		l.mu.Unlock()
 		return
 	}
-	l.durable = last
+	l.countDurable(last)
 	l.evict()
 	// Both belong to the log as it is now: a truncation after this moment must not
 	// have its indexes taken for acknowledged.
 	lead, acks := l.lead, l.takeAcks(last)
 	l.mu.Unlock()
 	l.onDurable(last, lead, acks)
+}
+
+// countDurable takes note that the log is durable up to last. The caller holds mu.
+func (l *logManager) countDurable(last int64) {
+	i := sort.Search(len(l.cache), func(i int) bool { return l.cache[i].Last() > l.durable })
+	for ; i < len(l.cache) && l.cache[i].Last() <= last; i++ {
+		l.behind.shrunk(l.cache[i])
+	}
+	l.durable = last
 }
 
 // setLead says in which term the node leads, 0 for none.
@@ -399,6 +410,7 @@ func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
 			l.cacheBytes += b.Size()
 		}
 	}
+	l.behind.recount(l.cache, l.durable)
 	waiting := l.acks[:0:0]
 	for _, a := range l.acks {
 		if a.index <= keep {

@@ -158,6 +158,12 @@ func (l *logWithOracle) check(when string) {
 	}
 	require.Zero(l.t, l.term(last+1), "%s: an entry behind the last one", when)
 	require.Equal(l.t, l.held(), l.cacheBytes, "%s: bytes in memory", when)
+	entries, bytes := l.behind.load()
+	for index := l.durableIndex() + 1; index <= last; index++ {
+		entries, bytes = entries-1, bytes-int64(len(l.payload(index)))
+	}
+	require.Zero(l.t, entries, "%s: entries that are not durable", when)
+	require.Zero(l.t, bytes, "%s: bytes that are not durable", when)
 }
 
 // readsFrom reads from an entry to the end of the log.

@@ -98,6 +98,7 @@ func (l *logManager) forget(base logBase, durable func()) (s *logStart, dropped 
 	l.durable, l.submitted = base.index, base.index
 	l.refused, l.cutting, l.cutTo, l.begin = false, false, -1, nil
 	l.runs, l.cache, l.cacheBytes = nil, nil, 0
+	l.behind.recount(nil, l.durable)
 	l.confs.restart(base.conf)
 	dropped, l.acks = l.acks, nil
 	return s, dropped

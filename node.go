@@ -97,6 +97,7 @@ type Node struct {
 	firstOwn     int64       // index of this leadership's first entry
 	replicators  map[PeerID]*replicator
 	quorumAt     time.Time // when to check that a majority answers
+	disk         diskWatch
 	rounds       []*readRound
 	forwarding   bool
 	lastOwn      int64     // the last index that was proposed with somebody waiting for it
