@@ -9,6 +9,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/wire"
 )
 
 // hangDisk has whatever the node's disk is given from now on take so long, or no longer than usual.
@@ -120,4 +122,89 @@ func TestALeaderWhoseDiskHangsHandsOver(t *testing.T) {
 			s.end()
 		})
 	}
+}
+
+// X1: a leader that gets no answer sends the same again and again. A follower whose disk hangs keeps one request of each kind waiting, and of
+// what it has already in its log not the bytes.
+func TestAFollowerWhoseDiskHangsKeepsOneOfEachRequest(t *testing.T) {
+	s := newStage(t, 3, NodeOptions{ElectionTimeout: time.Minute})
+	s.pass(time.Second)
+	first := s.append(stagePeers[1], 1, 0, 0, "a")
+	s.pass(time.Second)
+	require.True(t, first.over)
+	s.hangDisk(24 * time.Hour)
+	const sizes = 10
+	var rounds [][]*response
+	for range 50 {
+		var round []*response
+		for i := range int64(sizes) {
+			round = append(round, s.append(stagePeers[1], 1, 1+i, 1, large))
+		}
+		rounds = append(rounds, round)
+		s.pass(time.Second)
+	}
+	assert.Len(t, s.node.lm.acks, sizes)
+	kept := 0
+	for _, a := range s.node.lm.acks {
+		kept += len(a.req.Message) + len(a.req.Attachment)
+	}
+	assert.Zero(t, kept, "bytes of requests whose entries are in the log")
+	for _, round := range rounds[:len(rounds)-1] {
+		for _, r := range round {
+			require.True(t, r.over)
+			require.EqualValues(t, ErrBusy, r.code, "nothing is said about the entries: %s", r.text)
+		}
+	}
+	for _, r := range rounds[len(rounds)-1] {
+		require.False(t, r.over)
+	}
+
+	// Another leader sends the same, and more; its term cannot be stored either.
+	var beats []*response
+	later := s.append(stagePeers[2], 2, 1, 1, "b")
+	for range 2 * maxHardWaiters {
+		beats = append(beats, s.append(stagePeers[2], 2, 1, 1))
+		s.pass(10 * time.Millisecond)
+	}
+	assert.Len(t, s.node.hard.waiters, maxHardWaiters)
+	answered := 0
+	for _, r := range beats {
+		if r.over {
+			require.EqualValues(t, ErrBusy, r.code, r.text)
+			answered++
+		}
+	}
+	assert.InDelta(t, maxHardWaiters, answered, sizes+1)
+
+	s.hangDisk(0)
+	s.pass(100 * time.Hour)
+	s.atRest()
+	for _, r := range append(beats[len(beats)-100:], later) {
+		require.True(t, r.over)
+		require.Zero(t, r.code, r.text)
+		resp, err := wire.ParseAppendResponse(r.message)
+		require.NoError(t, err)
+		assert.True(t, resp.Success)
+		assert.EqualValues(t, 2, resp.Term)
+	}
+	for _, r := range rounds[len(rounds)-1] {
+		require.True(t, r.over, "everybody is answered in the end")
+	}
+	assert.Empty(t, s.node.hard.waiters)
+	assert.Empty(t, s.node.lm.acks)
+}
+
+// Elections that come to nothing for want of a disk leave nothing behind.
+func TestElectionsWithoutADiskPileUpNothing(t *testing.T) {
+	s := newStage(t, 3, NodeOptions{})
+	s.hangDisk(time.Hour)
+	s.loyal = true
+	s.pass(30 * time.Minute)
+	require.Zero(t, s.asked[methodRequestVote], "a vote that is not stored was asked for")
+	require.Greater(t, s.node.Status().Term, int64(10))
+	assert.LessOrEqual(t, len(s.node.hard.waiters), 1)
+	s.hangDisk(0)
+	s.pass(2 * time.Hour)
+	assert.True(t, s.node.IsLeader())
+	s.end()
 }

@@ -30,7 +30,7 @@ type LogStorage interface {
 //
 // Invariants: first-1 <= last; cache, when not empty, is contiguous, ends at last and
 // holds everything above durable; epoch changes at truncation only, so that a
-// completion of a truncated write never counts.
+// completion of a truncated write never counts; the indexes of acks grow.
 //
 // Ownership: the node's actor alone changes the log. Replicators and the FSM caller read it,
 // storage completes into it. mu is a leaf lock: storage is called without it.
@@ -465,15 +465,22 @@ func (l *logManager) wasCut(keep int64, epoch uint64, err error) {
 }
 
 // ack arranges for the request to be answered once the log is durable up to index,
-// and reports whether it is already.
-func (l *logManager) ack(a pendingAck) (now bool) {
+// and reports whether it is already. Who sends the same again, and then what follows, has given up what he had sent: those
+// requests do not wait any more, and are returned. So no more wait than one leader sends ahead, whatever time the disk takes.
+func (l *logManager) ack(a pendingAck) (now bool, replaced []pendingAck) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if a.index <= l.durable {
-		return true
+		return true, nil
 	}
-	l.acks = append(l.acks, a)
-	return false
+	n := len(l.acks)
+	for n > 0 && l.acks[n-1].index >= a.index {
+		n--
+	}
+	replaced = append(replaced, l.acks[n:]...)
+	clear(l.acks[n:])
+	l.acks = append(l.acks[:n], a)
+	return false, replaced
 }
 
 // takeAcks returns the answers that wait for no more than index. The caller holds mu.

@@ -69,12 +69,50 @@ func TestWhatReplacesDurableEntriesIsNotDurableYet(t *testing.T) {
 	assert.EqualValues(t, 1, l.durableIndex())
 	l.add(2, 1)
 	assert.EqualValues(t, 1, l.durableIndex())
-	assert.False(t, l.ack(pendingAck{index: 2}), "an answer that vouches for the new entry")
+	now, _ := l.ack(pendingAck{index: 2})
+	assert.False(t, now, "an answer that vouches for the new entry")
 	s.answer(nil)
 	assert.EqualValues(t, 1, l.durableIndex(), "the cut is durable, the entry is not")
 	assert.Equal(t, []string{"append 1-3", "cut behind 1", "append 2-2"}, s.since())
 	s.answer(nil)
 	assert.EqualValues(t, 2, l.durableIndex())
+}
+
+// X1: who sends entries again has given up what he had sent behind them.
+func TestRequestsThatAreSentAgainTakeTheOthersPlace(t *testing.T) {
+	s, l := newQueuedLog(t, 1<<20)
+	var answered []int64
+	l.onDurable = func(_, _ int64, acks []pendingAck) {
+		for _, a := range acks {
+			answered = append(answered, a.index)
+		}
+	}
+	l.add(1, 10)
+	l.add(1, 30)
+	wait := func(index int64, want ...int64) {
+		t.Helper()
+		now, replaced := l.ack(pendingAck{index: index})
+		assert.False(t, now)
+		var got []int64
+		for _, a := range replaced {
+			got = append(got, a.index)
+		}
+		assert.Equal(t, want, got)
+	}
+	wait(10)
+	wait(20)
+	wait(30)
+	wait(10, 10, 20, 30)
+	wait(25)
+	wait(35)
+	wait(30, 35)
+	s.answer(nil)
+	assert.Equal(t, []int64{10}, answered)
+	now, replaced := l.ack(pendingAck{index: 10})
+	assert.True(t, now)
+	assert.Empty(t, replaced)
+	s.answer(nil)
+	assert.Equal(t, []int64{10, 25, 30}, answered)
 }
 
 // D10: after a want of space everything is submitted again that was refused, and nothing else, whatever came in between: further refusals,
