@@ -35,6 +35,7 @@ type stage struct {
 	loyal  bool           // the peers vote for the node, and answer its entries and heartbeats
 	stored int64          // up to here they say that they store its log
 	silent bool           // they do not get, and do not answer, requests with entries
+	down   string         // the one of them at this address does not answer at all
 }
 
 // stageSegment is the size of a segment of the node's log.
@@ -196,11 +197,11 @@ func (t stageTransport) Retry(string)                   {}
 func (t stageTransport) Close() error                   { return nil }
 
 // Call answers for a peer after a millisecond, or not at all.
-func (t stageTransport) Call(_ string, c rpc.Call) {
+func (t stageTransport) Call(address string, c rpc.Call) {
 	s := t.s
 	s.asked[c.Method]++
 	s.sim.After(time.Millisecond, func() {
-		if message := s.response(c); message != nil {
+		if message := s.response(c); message != nil && address != s.down {
 			c.Done(rpc.Reply{Message: message})
 		} else if c.Timeout > 0 {
 			s.sim.After(c.Timeout, func() { c.Done(rpc.Reply{Err: rpc.ErrTimeout}) })

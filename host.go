@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
@@ -134,14 +136,14 @@ func (h *Host) Address() string { return h.o.Address }
 // again, and the state machine has loaded the latest snapshot when it returns; its InitialConf counts only if it had nothing. It
 // fails with ErrBusy while an earlier replica of the group has not ended, with ErrIO once the host's log has failed, with
 // ErrCorrupt if what is stored is damaged so that the replica cannot go on from it, and with ErrStateMachine if the
-// snapshot cannot be loaded.
+// snapshot cannot be loaded. A group's name has up to 1024 bytes, none of them a control character.
 func (h *Host) StartNode(group string, o NodeOptions) (*Node, error) {
 	if err := o.Validate(); err != nil {
 		return nil, &Error{Code: ErrInvalid, Op: "start node", Group: group, Err: err}
 	}
 	o = o.withDefaults()
-	if group == "" || len(group) > maxGroupName {
-		return nil, &Error{Code: ErrInvalid, Op: "start node", Err: fmt.Errorf("group name has %d bytes, must be 1 to %d", len(group), maxGroupName)}
+	if err := checkGroupName(group); err != nil {
+		return nil, &Error{Code: ErrInvalid, Op: "start node", Err: err}
 	}
 	if !o.InitialConf.Empty() {
 		if err := o.InitialConf.validate(); err != nil {
@@ -215,6 +217,18 @@ func (h *Host) snapshotDir(group string, index int) string {
 }
 
 const maxGroupName = 1 << 10
+
+// checkGroupName reports what is wrong with a group's name. In the log a NUL comes between it and a replica's index, so that a name with
+// one could be another group's replica; other control characters only spoil what shows it.
+func checkGroupName(group string) error {
+	if group == "" || len(group) > maxGroupName {
+		return fmt.Errorf("group name has %d bytes, must be 1 to %d", len(group), maxGroupName)
+	}
+	if strings.ContainsFunc(group, unicode.IsControl) {
+		return fmt.Errorf("group name %q has control characters", group)
+	}
+	return nil
+}
 
 // Node returns this host's replica of a group, nil if there is none. If there are
 // several it is the one with the lowest index.

@@ -30,7 +30,7 @@ type LogStorage interface {
 //
 // Invariants: first-1 <= last; cache, when not empty, is contiguous, ends at last and
 // holds everything above durable; epoch changes at truncation only, so that a
-// completion of a truncated write never counts.
+// completion of a truncated write never counts; the indexes of acks grow.
 //
 // Ownership: the node's actor alone changes the log. Replicators and the FSM caller read it,
 // storage completes into it. mu is a leaf lock: storage is called without it.
@@ -42,8 +42,11 @@ type logManager struct {
 	onDurable func(index, lead int64, acks []pendingAck)
 	// onError is told of a failed write, on a storage goroutine.
 	onError func(err error)
+	// onCut is told, on a storage goroutine, that what waited for a truncation can be submitted, by retry.
+	onCut func()
 	// pending counts what is submitted, the node's hard state included.
 	pending pendingWrites
+	behind  logTail // what is not durable
 
 	mu         sync.Mutex
 	first      int64
@@ -59,8 +62,10 @@ type logManager struct {
 	lead       int64 // the term in which the node leads; set under mu, see written
 
 	// What storage refused for want of space is submitted again later; until then
-	// it lives in the cache.
+	// it lives in the cache. So does what follows a truncation that storage has not answered: it may refuse that, and
+	// then take what follows for the continuation of what was to be cut off.
 	submitted int64
+	cutting   bool // the latest truncation is not answered
 	attempt   uint64
 	refused   bool
 	cutTo     int64     // a truncation behind this was refused; -1: none
@@ -255,6 +260,7 @@ func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) erro
 		l.mu.Unlock()
 		return fmt.Errorf("entries from %d after %d", b.First, l.last)
 	}
+	submit := !l.refused && !l.cutting && l.submitted == l.last // in order
 	l.last = b.Last()
 	if n := len(l.runs); n == 0 || l.runs[n-1].Term != sum.FirstTerm {
 		l.runs = append(l.runs, entry.TermRun{First: b.First, Term: sum.FirstTerm})
@@ -267,9 +273,9 @@ func (l *logManager) append(b entry.Batch, sum entry.Summary, commit int64) erro
 	}
 	l.cache = append(l.cache, b)
 	l.cacheBytes += b.Size()
+	l.behind.grown(b)
 	l.evict()
 	commit = l.storedLocked(commit)
-	submit := !l.refused
 	if submit {
 		l.submitted = b.Last()
 	}
@@ -302,13 +308,22 @@ func (l *logManager) written(epoch, attempt uint64, first, last int64, err error
 		l.mu.Unlock()
 		return
 	}
-	l.durable = last
+	l.countDurable(last)
 	l.evict()
 	// Both belong to the log as it is now: a truncation after this moment must not
 	// have its indexes taken for acknowledged.
 	lead, acks := l.lead, l.takeAcks(last)
 	l.mu.Unlock()
 	l.onDurable(last, lead, acks)
+}
+
+// countDurable takes note that the log is durable up to last. The caller holds mu.
+func (l *logManager) countDurable(last int64) {
+	i := sort.Search(len(l.cache), func(i int) bool { return l.cache[i].Last() > l.durable })
+	for ; i < len(l.cache) && l.cache[i].Last() <= last; i++ {
+		l.behind.shrunk(l.cache[i])
+	}
+	l.durable = last
 }
 
 // setLead says in which term the node leads, 0 for none.
@@ -332,33 +347,35 @@ func (l *logManager) notWritten(attempt uint64, first int64, err error) {
 	l.onError(err)
 }
 
-// retry submits again what storage refused. It reports whether there was anything.
+// retry submits again what storage refused, and what waited for that or for a truncation. It reports whether there was
+// anything.
 func (l *logManager) retry(commit int64) bool {
 	l.mu.Lock()
-	if !l.refused {
+	if l.cutting || !l.refused && l.submitted == l.last {
 		l.mu.Unlock()
 		return false
 	}
+	l.refused = false
+	l.attempt++
+	commit = l.storedLocked(commit)
+	epoch, attempt, cut, begin := l.epoch, l.attempt, l.cutTo, l.begin
+	l.cutTo, l.begin = -1, nil
+	if cut >= 0 && begin == nil { // a new start cuts off more
+		l.cutting = true
+		l.mu.Unlock()
+		l.cut(cut, epoch)
+		return true
+	}
 	var again []entry.Batch
-	// A refusal may have been heard of late, when what it concerned had been replaced and stored.
-	l.submitted = max(l.submitted, l.durable)
 	for _, b := range l.cache {
 		if b.Last() > l.submitted {
 			again = append(again, b.From(l.submitted+1))
 		}
 	}
-	l.refused = false
 	l.submitted = l.last
-	l.attempt++
-	commit = l.storedLocked(commit)
-	epoch, attempt, cut, begin := l.epoch, l.attempt, l.cutTo, l.begin
-	l.cutTo, l.begin = -1, nil
 	l.mu.Unlock()
 	if begin != nil {
 		l.restart(begin)
-	}
-	if cut >= 0 {
-		l.cut(cut, epoch)
 	}
 	for _, b := range again {
 		l.submit(b, commit, epoch, attempt)
@@ -374,6 +391,7 @@ func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
 	stored := keep < l.submitted
 	if stored { // else nothing that storage works on is cut off
 		l.epoch++
+		l.cutting, l.cutTo = true, -1 // it does the work of one that was refused
 	}
 	l.submitted = min(l.submitted, keep)
 	l.durable = min(l.durable, keep)
@@ -392,6 +410,7 @@ func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
 			l.cacheBytes += b.Size()
 		}
 	}
+	l.behind.recount(l.cache, l.durable)
 	waiting := l.acks[:0:0]
 	for _, a := range l.acks {
 		if a.index <= keep {
@@ -412,37 +431,56 @@ func (l *logManager) truncateSuffix(keep int64) (dropped []pendingAck) {
 	return dropped
 }
 
-// cut has storage drop the entries behind keep.
+// cut has storage drop the entries behind keep. What follows waits until it has.
 func (l *logManager) cut(keep int64, epoch uint64) {
 	l.pending.add()
 	l.store.TruncateSuffix(keep, func(err error) {
-		defer l.pending.done()
-		switch {
-		case err == nil: // the truncation being durable, so is everything before it
-			l.written(epoch, 0, 0, keep, nil)
-			return
-		case errors.Is(err, wal.ErrNoSpace): // not even the space kept for such records was left
-			l.mu.Lock()
-			if epoch == l.epoch {
-				l.refused, l.cutTo, l.submitted = true, keep, min(l.submitted, keep)
-			}
-			l.mu.Unlock()
-		}
-		// ErrOrder says that storage does not hold so much: then there is nothing to drop.
-		l.onError(err)
+		l.wasCut(keep, epoch, err)
+		l.pending.done()
 	})
 }
 
+// wasCut takes note that a truncation is durable, or is not. A later one, which cuts off more, or a new start of the log does
+// the work of those before it.
+func (l *logManager) wasCut(keep int64, epoch uint64, err error) {
+	if err == nil { // the truncation being durable, so is everything before it
+		l.written(epoch, 0, 0, keep, nil)
+	}
+	l.mu.Lock()
+	latest := epoch == l.epoch
+	if latest {
+		l.cutting = false
+	}
+	if latest && errors.Is(err, wal.ErrNoSpace) { // not even the space kept for such records was left
+		l.refused, l.cutTo, l.submitted = true, keep, min(l.submitted, keep)
+	}
+	ready := latest && err == nil && (l.refused || l.submitted < l.last)
+	l.mu.Unlock()
+	switch {
+	case err != nil: // ErrOrder says that storage does not hold so much: then there is nothing to drop
+		l.onError(err)
+	case ready:
+		l.onCut()
+	}
+}
+
 // ack arranges for the request to be answered once the log is durable up to index,
-// and reports whether it is already.
-func (l *logManager) ack(a pendingAck) (now bool) {
+// and reports whether it is already. Who sends the same again, and then what follows, has given up what he had sent: those
+// requests do not wait any more, and are returned. So no more wait than one leader sends ahead, whatever time the disk takes.
+func (l *logManager) ack(a pendingAck) (now bool, replaced []pendingAck) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if a.index <= l.durable {
-		return true
+		return true, nil
 	}
-	l.acks = append(l.acks, a)
-	return false
+	n := len(l.acks)
+	for n > 0 && l.acks[n-1].index >= a.index {
+		n--
+	}
+	replaced = append(replaced, l.acks[n:]...)
+	clear(l.acks[n:])
+	l.acks = append(l.acks[:n], a)
+	return false, replaced
 }
 
 // takeAcks returns the answers that wait for no more than index. The caller holds mu.

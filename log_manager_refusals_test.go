@@ -50,6 +50,7 @@ func newQueuedLog(t *testing.T, maxCache int) (*queuedStorage, *logWithOracle) {
 	l, err := newLogManager(s, Configuration{}, logBase{}, maxCache)
 	require.NoError(t, err)
 	l.onDurable, l.onError = func(int64, int64, []pendingAck) {}, func(error) {}
+	l.onCut = func() { l.retry(0) }
 	return s, &logWithOracle{logManager: l, t: t}
 }
 
@@ -68,11 +69,50 @@ func TestWhatReplacesDurableEntriesIsNotDurableYet(t *testing.T) {
 	assert.EqualValues(t, 1, l.durableIndex())
 	l.add(2, 1)
 	assert.EqualValues(t, 1, l.durableIndex())
-	assert.False(t, l.ack(pendingAck{index: 2}), "an answer that vouches for the new entry")
+	now, _ := l.ack(pendingAck{index: 2})
+	assert.False(t, now, "an answer that vouches for the new entry")
 	s.answer(nil)
 	assert.EqualValues(t, 1, l.durableIndex(), "the cut is durable, the entry is not")
+	assert.Equal(t, []string{"append 1-3", "cut behind 1", "append 2-2"}, s.since())
 	s.answer(nil)
 	assert.EqualValues(t, 2, l.durableIndex())
+}
+
+// X1: who sends entries again has given up what he had sent behind them.
+func TestRequestsThatAreSentAgainTakeTheOthersPlace(t *testing.T) {
+	s, l := newQueuedLog(t, 1<<20)
+	var answered []int64
+	l.onDurable = func(_, _ int64, acks []pendingAck) {
+		for _, a := range acks {
+			answered = append(answered, a.index)
+		}
+	}
+	l.add(1, 10)
+	l.add(1, 30)
+	wait := func(index int64, want ...int64) {
+		t.Helper()
+		now, replaced := l.ack(pendingAck{index: index})
+		assert.False(t, now)
+		var got []int64
+		for _, a := range replaced {
+			got = append(got, a.index)
+		}
+		assert.Equal(t, want, got)
+	}
+	wait(10)
+	wait(20)
+	wait(30)
+	wait(10, 10, 20, 30)
+	wait(25)
+	wait(35)
+	wait(30, 35)
+	s.answer(nil)
+	assert.Equal(t, []int64{10}, answered)
+	now, replaced := l.ack(pendingAck{index: 10})
+	assert.True(t, now)
+	assert.Empty(t, replaced)
+	s.answer(nil)
+	assert.Equal(t, []int64{10, 25, 30}, answered)
 }
 
 // D10: after a want of space everything is submitted again that was refused, and nothing else, whatever came in between: further refusals,
@@ -114,10 +154,9 @@ func TestRefusedEntriesAreSubmittedAgainOnce(t *testing.T) {
 	l.cutBehind(7)
 	l.add(2, 1)
 	s.since()
-	s.answer(errFull, nil, nil) // it was refused, and the rest was not known to depend on it
-	require.EqualValues(t, 8, l.durableIndex())
-	l.retry(0)
-	require.Empty(t, s.since(), "what has replaced it is stored")
+	s.answer(errFull, nil) // it was refused, and the cut was not known to have nothing to do
+	require.Equal(t, []string{"append 8-8"}, s.since(), "only now: what it follows is known to be stored")
+	s.answer(nil)
 	settled(8, "replaced")
 
 	l.add(2, 1)
@@ -127,7 +166,6 @@ func TestRefusedEntriesAreSubmittedAgainOnce(t *testing.T) {
 	l.add(3, 1)
 	require.Equal(t, []string{"cut behind 7"}, s.since())
 	s.answer(nil)
-	require.True(t, l.retry(0))
 	require.Equal(t, []string{"append 8-8"}, s.since())
 	s.answer(nil)
 	settled(8, "replaced while it was refused")
@@ -142,10 +180,13 @@ func TestARefusedCutIsMadeUpForOnce(t *testing.T) {
 	l.cutBehind(2)
 	l.add(2, 1)
 	s.since()
-	s.answer(errFull, errOutOfOrder)
+	s.answer(errFull)
 	require.True(t, l.retry(0))
-	require.Equal(t, []string{"cut behind 2", "append 3-3"}, s.since())
-	s.answer(nil, nil)
+	require.Equal(t, []string{"cut behind 2"}, s.since())
+	require.False(t, l.retry(0), "what follows waits for the answer")
+	s.answer(nil)
+	require.Equal(t, []string{"append 3-3"}, s.since())
+	s.answer(nil)
 	l.add(2, 2)
 	s.answer(nil)
 	require.EqualValues(t, 5, l.durableIndex())
@@ -156,6 +197,69 @@ func TestARefusedCutIsMadeUpForOnce(t *testing.T) {
 	assert.Equal(t, []string{"append 6-6"}, s.since())
 	s.answer(nil)
 	assert.EqualValues(t, 6, l.durableIndex())
+}
+
+// D3, D10: storage may refuse a cut and what follows it, and then have room again for what comes next, of which the indexes just fit what
+// was to be cut off. So nothing is given to it before it has cut.
+func TestNothingFollowsACutThatMayBeRefused(t *testing.T) {
+	for _, twice := range []bool{false, true} {
+		s, l := newQueuedLog(t, 1<<20)
+		l.add(1, 4)
+		s.answer(nil)
+		s.since()
+		l.cutBehind(2)
+		l.add(2, 2)
+		if twice {
+			l.cutBehind(3) // of what storage has never seen
+			l.add(3, 1)
+		}
+		l.add(3, 1)
+		assert.Equal(t, []string{"cut behind 2"}, s.since())
+		assert.False(t, l.retry(0), "it may be on its way to the disk")
+		s.answer(append([]error{errFull, errFull}, make([]error, len(s.done))...)[:len(s.done)]...)
+		assert.EqualValues(t, 2, l.durableIndex(), "the rest of what is on the disk was to be cut off")
+		assert.True(t, l.retry(0))
+		assert.Equal(t, []string{"cut behind 2"}, s.since())
+		s.answer(nil)
+		assert.EqualValues(t, 2, l.durableIndex())
+		assert.NotEmpty(t, s.since())
+		s.answer(make([]error, len(s.done))...)
+		assert.EqualValues(t, 5, l.durableIndex())
+		l.add(3, 1)
+		assert.Equal(t, []string{"append 6-6"}, s.since())
+		s.answer(nil)
+		assert.EqualValues(t, 6, l.durableIndex())
+	}
+}
+
+// A further cut does the work of the one before it, also if that was refused.
+func TestALowerCutDoesTheWorkOfARefusedOne(t *testing.T) {
+	s, l := newQueuedLog(t, 1<<20)
+	l.add(1, 6)
+	s.answer(nil)
+	l.cutBehind(4)
+	l.cutBehind(2)
+	s.since()
+	s.answer(errFull)
+	assert.False(t, l.retry(0), "the second is not answered")
+	s.answer(nil)
+	assert.EqualValues(t, 2, l.durableIndex())
+	l.add(2, 1)
+	assert.Equal(t, []string{"append 3-3"}, s.since())
+	s.answer(nil)
+	assert.EqualValues(t, 3, l.durableIndex())
+
+	l.cutBehind(2)
+	s.since()
+	s.answer(errFull) // heard of before the next
+	l.cutBehind(1)
+	l.add(3, 1)
+	assert.Equal(t, []string{"cut behind 1"}, s.since())
+	s.answer(nil)
+	assert.Equal(t, []string{"append 2-2"}, s.since())
+	s.answer(nil)
+	assert.EqualValues(t, 2, l.durableIndex())
+	assert.False(t, l.retry(0))
 }
 
 // D10, X9: however little memory there is for entries, what is not durable stays in it: storage may refuse it yet.

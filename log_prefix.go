@@ -89,15 +89,16 @@ func (l *logManager) startAfterLater(base logBase) {
 func (l *logManager) forget(base logBase, durable func()) (s *logStart, dropped []pendingAck) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s = &logStart{base: base, cut: l.submitted > base.index || l.cutTo >= 0, durable: durable}
+	s = &logStart{base: base, cut: l.submitted > base.index || l.cutTo >= 0 || l.cutting, durable: durable}
 	s.cut = s.cut || l.begin != nil && l.begin.cut
 	l.epoch++
 	l.attempt++
 	l.starting = s
 	l.first, l.last, l.prevTerm = base.index+1, base.index, base.term
 	l.durable, l.submitted = base.index, base.index
-	l.refused, l.cutTo, l.begin = false, -1, nil
+	l.refused, l.cutting, l.cutTo, l.begin = false, false, -1, nil
 	l.runs, l.cache, l.cacheBytes = nil, nil, 0
+	l.behind.recount(nil, l.durable)
 	l.confs.restart(base.conf)
 	dropped, l.acks = l.acks, nil
 	return s, dropped

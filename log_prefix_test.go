@@ -68,7 +68,7 @@ func newPrefixLog(t *testing.T, found wal.Recovered, base logBase) *prefixLog {
 	require.NoError(t, err)
 	p := &prefixLog{logManager: l, t: t, s: s}
 	l.onDurable = func(index, _ int64, _ []pendingAck) { p.durable = index }
-	l.onError = func(err error) { p.errors = append(p.errors, err) }
+	l.onError, l.onCut = func(err error) { p.errors = append(p.errors, err) }, func() { l.retry(0) }
 	return p
 }
 

@@ -97,6 +97,7 @@ type Node struct {
 	firstOwn     int64       // index of this leadership's first entry
 	replicators  map[PeerID]*replicator
 	quorumAt     time.Time // when to check that a majority answers
+	disk         diskWatch
 	rounds       []*readRound
 	forwarding   bool
 	lastOwn      int64     // the last index that was proposed with somebody waiting for it
@@ -162,6 +163,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	n.fsm.grown = n.snap.onApplied
 	n.fsm.fail = func(err error) { n.post(func() { n.fail(err) }) }
 	lm.onDurable = n.onDurable
+	lm.onCut = func() { n.post(n.onCut) }
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
 	n.recoverLog(r, base)
 	if n.durable != nil {
@@ -373,6 +375,13 @@ func (n *Node) acknowledged(term int64, peer PeerID, life uint64, index int64) {
 		for _, r := range *f {
 			r.nudge()
 		}
+	}
+}
+
+// onCut submits what waited until storage had cut the log.
+func (n *Node) onCut() {
+	if n.active() {
+		n.lm.retry(n.box.index())
 	}
 }
 

@@ -164,9 +164,26 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 	}
 	n.adoptConf()
 	n.learnCommit(last, r.Commit)
-	if ack := (pendingAck{index: last, term: n.term, req: req}); n.lm.ack(ack) {
+	if fresh.Count == 0 {
+		req.LetGo() // the log has it from an earlier one, and the disk may take long
+	}
+	now, replaced := n.lm.ack(pendingAck{index: last, term: n.term, req: req})
+	if now {
 		n.answer(req, wire.AppendResponse{Term: n.term, Success: true})
 	}
+	for _, a := range replaced {
+		n.answerReplaced(a)
+	}
+}
+
+// answerReplaced answers a request whose place another has taken. It says nothing about entries: whoever still waits for it
+// sends them again.
+func (n *Node) answerReplaced(a pendingAck) {
+	if a.term != n.term {
+		n.answer(a.req, wire.AppendResponse{Term: n.term})
+		return
+	}
+	a.req.Fail(int32(ErrBusy), "the same entries were sent again")
 }
 
 // resolve compares entries with the log and returns those that are to be appended. The log is

@@ -2,6 +2,7 @@ package graft
 
 import (
 	"errors"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -25,8 +26,13 @@ type hardState struct {
 type hardWaiter struct {
 	change uint64
 	run    func()
-	drop   func() // in place of run, if the node stops before; may be nil
+	drop   func()       // in place of run, if the node stops before; may be nil
+	req    *rpc.Request // that run answers, if it does
 }
+
+// maxHardWaiters bounds what waits while storage takes long with term and vote: more than a leader sends ahead of the answers. Of
+// requests, those that have waited the longest are refused then, for whom hardly anybody waits any more.
+const maxHardWaiters = 1024
 
 // save makes term, vote and the like durable as they are now.
 func (n *Node) save() {
@@ -98,24 +104,49 @@ func (n *Node) retrySave() {
 	}
 }
 
-// afterSave runs f once term and vote as they are now are durable: at once if they
-// are. If the node stops before, f is dropped.
-func (n *Node) afterSave(f func()) { n.afterSaveOr(f, nil) }
+// afterSave runs f, which goes on with an election, once term and vote as they are now are durable: at once if they
+// are. If the node stops before, or there is another election, f is dropped.
+func (n *Node) afterSave(f func()) {
+	n.hard.waiters = slices.DeleteFunc(n.hard.waiters, func(w hardWaiter) bool { return w.drop == nil })
+	n.whenSaved(hardWaiter{run: f})
+}
 
 // afterSaveAnswer is afterSave for f that answers a request. If the node stops before, the request fails.
 func (n *Node) afterSaveAnswer(req *rpc.Request, f func()) {
-	n.afterSaveOr(f, func() { req.Fail(int32(ErrInvalid), "node is not active: "+n.role.String()) })
+	n.whenSaved(hardWaiter{
+		run: f, req: req,
+		drop: func() { req.Fail(int32(ErrInvalid), "node is not active: "+n.role.String()) },
+	})
 }
 
-// afterSaveOr is afterSave, but if the node stops before, drop is run instead.
-func (n *Node) afterSaveOr(f, drop func()) {
+// afterSaveOr is afterSave for what every call has an answer to: if the node stops before, drop is run instead.
+func (n *Node) afterSaveOr(f, drop func()) { n.whenSaved(hardWaiter{run: f, drop: drop}) }
+
+// whenSaved runs w.run once term and vote as they are now are durable, or w.drop if the node stops before.
+func (n *Node) whenSaved(w hardWaiter) {
 	switch {
 	case n.hard.saved == n.hard.wanted:
-		f()
+		w.run()
 	case n.active():
-		n.hard.waiters = append(n.hard.waiters, hardWaiter{n.hard.wanted, f, drop})
-	case drop != nil: // it has stopped already
-		drop()
+		w.change = n.hard.wanted
+		n.await(w)
+	case w.drop != nil: // it has stopped already
+		w.drop()
+	}
+}
+
+// await has something wait for term and vote to be durable.
+func (n *Node) await(w hardWaiter) {
+	if w.req != nil {
+		w.req.LetGo() // all that is left to do is to answer
+	}
+	n.hard.waiters = append(n.hard.waiters, w)
+	if len(n.hard.waiters) <= maxHardWaiters {
+		return
+	}
+	if i := slices.IndexFunc(n.hard.waiters, func(w hardWaiter) bool { return w.req != nil }); i >= 0 {
+		n.hard.waiters[i].req.Fail(int32(ErrBusy), "term and vote are not on the disk yet")
+		n.hard.waiters = slices.Delete(n.hard.waiters, i, i+1)
 	}
 }
 

@@ -25,7 +25,7 @@ func (n *Node) becomeLeader() {
 		}
 	}
 	n.shareFollowers()
-	n.quorumAt = n.now.Add(n.quorumInterval())
+	n.quorumAt, n.disk = n.now.Add(n.quorumInterval()), diskWatch{}
 	n.fsm.leaderStart(n.term, n.firstOwn)
 	n.doConf(n.ctx.Lead(n.conf.conf, n.conf.old))
 	for _, r := range n.peersInOrder() {
@@ -320,6 +320,10 @@ func (n *Node) checkQuorum() {
 	}
 	if !n.quorumAnswers() {
 		n.stepDown(n.term, &Error{Code: ErrQuorumLost, Op: "lead", Group: n.group})
+		return
+	}
+	if n.diskStuck() && n.othersMayLead() {
+		n.leaveStuckDisk()
 		return
 	}
 	n.renewRounds()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -323,6 +324,26 @@ func TestBadOptionsNameTheField(t *testing.T) {
 	}
 	_, err = c.hosts[0].StartNode("g", NodeOptions{StateMachine: &recorder{}})
 	assert.ErrorIs(t, err, ErrBusy)
+}
+
+// Two replicas never have one log: a name that could be taken for that of another group's replica is refused. Nobody has a use for other control characters.
+func TestNamesOfGroupsThatCouldBeConfusedAreRefused(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.start(0)
+	start := func(group string, index int) error {
+		_, err := c.hosts[0].StartNode(group, NodeOptions{StateMachine: &recorder{}, Index: index})
+		return err
+	}
+	require.NoError(t, start("a", 1))
+	for _, group := range []string{"", "a\x001", "\x00", "a\nb", "a\x7f", "\u0085", strings.Repeat("x", maxGroupName+1)} {
+		err := start(group, 0)
+		require.ErrorIs(t, err, ErrInvalid, "%q", group)
+		assert.ErrorContains(t, err, "group name")
+	}
+	for _, group := range []string{"a b", "Größe/größer:1", "a1", strings.Repeat("x", maxGroupName)} {
+		require.NoError(t, start(group, 0), "%q", group)
+	}
+	assert.Nil(t, c.hosts[0].find([]byte("a\x001"), []byte(c.addrs[0]+":0")), "no request reaches a replica by another's name")
 }
 
 func TestAwaitAndProposeEndWithTheContext(t *testing.T) {

@@ -79,7 +79,8 @@ type NodeOptions struct {
 	// MaxEntrySize bounds one proposal in bytes. Default 32 MiB.
 	MaxEntrySize int
 	// MaxPendingEntries and MaxPendingBytes bound what has been proposed here and is
-	// not applied yet. Past that Apply refuses with ErrOverloaded. Defaults 131072 and 256 MiB.
+	// not applied yet, and what is in the log and not yet on this node's own disk, which others' disks may be ahead of.
+	// Past that Apply refuses with ErrOverloaded. Defaults 131072 and 256 MiB.
 	MaxPendingEntries int
 	MaxPendingBytes   int64
 	// MaxPendingReads bounds the ReadIndex calls that wait. Default 131072.

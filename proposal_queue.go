@@ -1,13 +1,15 @@
 package graft
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 )
 
 // proposalQueue is where proposals wait for the node's next step, and where their
-// budget is kept.
+// budget is kept. It covers twice over what takes memory: what is not settled, and what the node's own disk does not
+// hold yet, which may have been committed and applied for long.
 //
 // Invariant: every task that is added is taken once, or refused.
 //
@@ -54,6 +56,12 @@ func (q *proposalQueue) add(t Task) {
 		q.refuse(t, err)
 		return
 	}
+	if q.diskBehind(size) {
+		q.mu.Unlock()
+		q.release(1, size)
+		q.refuse(t, &Error{Code: ErrOverloaded, Op: "apply", Group: q.n.group, Err: errDiskBehind})
+		return
+	}
 	q.tasks = append(q.tasks, t)
 	// The node is woken by the first one, and again when there is a full batch, since it may be gathering.
 	before := q.size
@@ -64,6 +72,17 @@ func (q *proposalQueue) add(t Task) {
 	if wake {
 		q.n.postInline(nil)
 	}
+}
+
+// errDiskBehind is why a leader of which everything is applied may refuse proposals.
+var errDiskBehind = errors.New("this node's disk is too far behind")
+
+// diskBehind reports whether one more proposal, behind those that wait, is more than the disk may be behind. The caller
+// holds mu.
+func (q *proposalQueue) diskBehind(size int64) bool {
+	entries, bytes := q.n.lm.behind.load()
+	over := entries+int64(len(q.tasks)) >= q.maxEntries || bytes+int64(q.size)+size > q.maxBytes
+	return over && q.n.IsLeader() // others refuse it anyway, and say who leads
 }
 
 // refuse runs Done with an error, on the caller's goroutine.

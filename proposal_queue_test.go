@@ -14,7 +14,7 @@ import (
 func newQueue(t *testing.T, o NodeOptions) *proposalQueue {
 	proc := actor.NewSim(1).NewProcess(1)
 	t.Cleanup(proc.Kill)
-	n := &Node{o: o}
+	n := &Node{o: o, lm: new(logManager)}
 	n.a = actor.New(proc, "node", func(time.Time, []func()) time.Time { return time.Time{} })
 	n.proposals.init(n)
 	return &n.proposals
@@ -73,6 +73,7 @@ func TestBudgetsMayBeUsedUp(t *testing.T) {
 	entries, bytes := q.pending()
 	assert.EqualValues(t, most, entries)
 	assert.EqualValues(t, 25, bytes)
+	q.take()
 	q.release(1, 10)
 	assert.NoError(t, propose(10))
 }

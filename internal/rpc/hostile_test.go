@@ -238,6 +238,47 @@ func TestRequestsServedAtATime(t *testing.T) {
 	})
 }
 
+// TestRequestsThatWereLetGo have no bytes that count, and are answered all the same.
+func TestRequestsThatWereLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		o := n.options()
+		o.MaxServingBytes = 1000
+		requests := make(chan *Request, 10)
+		start(t, o, StartOptions{Listen: "server", Serve: func(r *Request) { requests <- r }})
+		client := start(t, n.options(), StartOptions{Listen: "client"})
+		var outcomes []<-chan Reply
+		for range 4 {
+			outcomes = append(outcomes, ask(client, "server", Call{Message: [][]byte{make([]byte, 600)}}))
+		}
+		var kept []*Request
+		for range 3 {
+			synctest.Wait()
+			require.Len(t, requests, 1)
+			r := <-requests
+			r.LetGo()
+			r.LetGo() // changes nothing
+			kept = append(kept, r)
+		}
+		synctest.Wait()
+		require.Len(t, requests, 1)
+		for _, r := range append(kept, <-requests) {
+			r.Reply(nil)
+		}
+		for range 2 { // the account is as it was
+			outcomes = append(outcomes, ask(client, "server", Call{Message: [][]byte{make([]byte, 600)}}))
+		}
+		for range 2 {
+			synctest.Wait()
+			require.Len(t, requests, 1)
+			(<-requests).Reply(nil)
+		}
+		for _, o := range outcomes {
+			require.NoError(t, (<-o).Err)
+		}
+	})
+}
+
 func TestAcceptedConnectionsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemNet()

@@ -100,6 +100,16 @@ func NewRequest(service, method string, message, attachment []byte, remote strin
 	}
 }
 
+// LetGo lets go of what was asked, which is not needed any more and counts no more among what the connection's requests may take,
+// though the answer may be long in coming. The caller must be the only one who has the request.
+func (r *Request) LetGo() {
+	size := len(r.Message) + len(r.Attachment)
+	r.Message, r.Attachment = nil, nil
+	if r.conn != nil && size > 0 {
+		r.conn.letGo(size)
+	}
+}
+
 // Reply answers with message, which is immutable from here on.
 func (r *Request) Reply(message []byte) { r.ReplyAttachment(message, nil) }
 

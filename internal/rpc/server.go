@@ -162,6 +162,14 @@ func (c *serverConn) unpause() {
 	}
 }
 
+// letGo counts out the bytes of a request whose answer is still to come.
+func (c *serverConn) letGo(size int) {
+	c.mu.Lock()
+	c.servedBytes -= size
+	c.mu.Unlock()
+	c.unpause() // the reader looks whether there is room now
+}
+
 // answer sends the answer to a request.
 func (c *serverConn) answer(r *Request, code int32, text string, message []byte, attachment [][]byte) {
 	if n := len(message) + total(attachment); n > c.t.o.MaxBody {

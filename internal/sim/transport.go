@@ -194,13 +194,14 @@ func (t *Transport) receive(from *Transport, bytes []byte) {
 	if string(f.meta.Method) == "append_entries" {
 		t.net.tap.appends(t.at.index, from, f.message, f.attachment)
 	}
-	var req *rpc.Request
-	req = rpc.NewRequest(string(f.meta.Service), string(f.meta.Method), f.message, f.attachment, from.at.address,
+	service, method := string(f.meta.Service), string(f.meta.Method)
+	asked := rpc.NewRequest(service, method, f.message, f.attachment, from.at.address, nil) // who answers may have let go of it
+	req := rpc.NewRequest(service, method, f.message, f.attachment, from.at.address,
 		func(code int32, text string, message []byte, attachment [][]byte) {
 			if t.dead {
 				return
 			}
-			t.net.tap.answered(t.at.index, from.at.index, req, at, code, message)
+			t.net.tap.answered(t.at.index, from.at.index, asked, at, code, message)
 			answer := encodeAnswer(code, text, id, message, attachment)
 			t.net.send(t.at, from.at, from, func() { from.receive(t, answer) })
 		})

@@ -61,7 +61,7 @@ func (g *Group) Recovered() Recovered {
 }
 
 // ReplicaName is what a replica's log is called in the store; a process may have several replicas of a group, which
-// differ in their index.
+// differ in their index. A group's own name must have no NUL, or else it could be that of another group's replica.
 func ReplicaName(group string, index int) string {
 	if index == 0 {
 		return group

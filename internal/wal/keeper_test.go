@@ -290,6 +290,44 @@ func TestDiskFullWhileOpening(t *testing.T) {
 	require.NoError(t, vote)
 }
 
+// A record that is larger than the segments which an opening prepares goes where it has room, for on a full disk none can be made larger for it.
+func TestALargeRecordUsesTheRoomThereIs(t *testing.T) {
+	for _, test := range []struct {
+		groups int
+		size   int // of the record
+	}{
+		{0, 9 << 20},
+		{2000, 8<<20 - 100<<10}, // it is the state of so many groups that does not fit
+	} {
+		b := newBed(t)
+		b.o.SegmentSize, b.o.MaxRecord = 32<<20, 16<<20
+		require.NoError(t, b.open())
+		for i := range test.groups {
+			b.append(b.group(fmt.Sprint("group", i, strings.Repeat("x", 100))), 1, 1, 10)
+		}
+		g, last := b.group("g"), int64(1)
+		b.append(g, 1, 1, 10)
+		b.run(time.Second)
+		require.False(t, b.s.cur.written)
+		require.Len(t, b.s.free, 2)
+		b.fs.SetCapacity(b.fs.Used())
+		for range 2 {
+			_, err := b.appendAll(g, last+1, 1, test.size)
+			require.NoError(t, err)
+			last++
+		}
+		require.False(t, b.s.cur.written)
+		last, err := b.appendAll(g, last+1, 1, 10)
+		require.NoError(t, err)
+		assert.Equal(t, test.groups == 0, b.s.cur.written, "what the better segment has room for goes there")
+		b.fs.SetCapacity(-1)
+		b.close()
+		require.NoError(t, b.open())
+		assert.Equal(t, last, b.group("g").Recovered().Last)
+		b.close()
+	}
+}
+
 // Checkpoints of many groups, and single records, that are larger than a segment.
 func TestMoreThanFitsIntoASegment(t *testing.T) {
 	b := newBed(t)

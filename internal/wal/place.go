@@ -59,7 +59,7 @@ func (s *Store) choose(now time.Time) job {
 			}
 		case f.normal > 0 && s.spaceErr != nil && len(s.free) == 0:
 			s.refuse(false, s.spaceErr) // the last segment was taken for what is urgent
-		case s.off+f.need()+block <= s.cur.size && !s.betterSegment(): // there is always room for a mark
+		case s.fits(f) && !s.betterSegment(f):
 			return s.placeFront()
 		case s.ring.len() > 0:
 			return job{} // whoever delivers the last flight rolls
@@ -86,10 +86,19 @@ func (s *Store) rest() job {
 	return job{kind: jobEnd, f: s.mark(kindEnd)}
 }
 
+// fits reports whether the current segment has room for a flight. There is always room for a mark.
+func (s *Store) fits(f *flight) bool { return s.off+f.need()+block <= s.cur.size }
+
 // betterSegment reports whether it pays to leave a segment that was only
-// reserved for one whose blocks have been written.
-func (s *Store) betterSegment() bool {
-	return !s.cur.written && len(s.free) > 1 && s.free[0].written && s.ring.len() == 0
+// reserved for one whose blocks have been written. If the flight is too large for that one it does not: it would have
+// to grow, for which a full disk has no space. The state of all groups comes first there, and takes about as much as it did
+// in the current one.
+func (s *Store) betterSegment(f *flight) bool {
+	if s.cur.written || len(s.free) < 2 || s.ring.len() > 0 {
+		return false
+	}
+	next := s.free[0]
+	return next.written && !next.small && s.cur.firstEnd+f.need()+block <= next.size
 }
 
 // roll takes the next segment for flight f, which does not fit into the current
@@ -112,6 +121,10 @@ func (s *Store) roll(f *flight) (j job, done bool) {
 	first := s.firstFlight(position(s.cur.seq, s.off))
 	seg := s.free[0]
 	if need := firstBatchOffset + first.need() + f.need() + block; need > seg.size {
+		if s.fits(f) {
+			seg.small = true
+			return job{}, false
+		}
 		s.exclusive = true
 		return job{kind: jobGrow, seg: seg, size: need}, true
 	}

@@ -24,6 +24,7 @@ type segment struct {
 	end      int64 // where its last batch ends, once there is a later segment
 	pins     int   // groups whose oldest entry is here
 	cut      bool  // the keeper need not look at the unused end any more
+	small    bool  // it is no better than a segment that still has room
 
 	refs int      // readers
 	dead bool     // released, or the store is closed
