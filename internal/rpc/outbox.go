@@ -96,7 +96,8 @@ func (o *outbox) reset() {
 type outlet struct {
 	mu      sync.Mutex
 	out     outbox
-	idle    bool          // the writer waits for wake
+	idle    bool          // the writer waits, and nobody has roused it
+	waits   bool          // the writer has taken nothing that it has not written
 	stopped error         // why the connection is not to be written to any more
 	wake    chan struct{} // capacity 1; only the writer receives
 
@@ -126,12 +127,13 @@ func (o *outlet) signal() {
 func (o *outlet) take(batch *outbox) bool {
 	o.mu.Lock()
 	for o.stopped == nil && (o.out.queued == 0 || o.directing != nil) {
-		o.idle = o.directing == nil
+		o.waits, o.idle = true, o.directing == nil
 		o.mu.Unlock()
 		<-o.wake
 		o.mu.Lock()
 	}
-	o.idle = false
+	// More than what is queued can wake the writer, so that whoever has roused it cannot tell from that whether it is awake.
+	o.waits, o.idle = false, false
 	defer o.mu.Unlock()
 	if o.stopped != nil {
 		return false
