@@ -155,7 +155,7 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 				return
 			}
 		}
-		if err := n.lm.append(fresh, sum, n.box.index()); err != nil {
+		if err := n.lm.append(ownedOf(fresh, req), sum, n.box.index()); err != nil {
 			n.log.Error("refused entries", zap.Stringer("leader", n.leader), zap.Error(err))
 			n.adoptConf() // a part of the log may have been cut
 			req.Fail(codeBadRequest, err.Error())
@@ -167,6 +167,15 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 	if ack := (pendingAck{index: last, term: n.term, req: req}); n.lm.ack(ack) {
 		n.answer(req, wire.AppendResponse{Term: n.term, Success: true})
 	}
+}
+
+// ownedOf returns entries of a request such that they may be kept. Small ones are views into memory that they share with whatever
+// else came over the connection, all of which would stay with them.
+func ownedOf(b entry.Batch, req *rpc.Request) entry.Batch {
+	if 2*b.Size() < rpc.Pinned(len(req.Message)+len(req.Attachment)) {
+		return b.Clone()
+	}
+	return b
 }
 
 // resolve compares entries with the log and returns those that are to be appended. The log is

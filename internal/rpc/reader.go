@@ -20,6 +20,9 @@ const (
 	stride    = 64 << 10
 )
 
+// Pinned returns how much memory a view into a message keeps in use that has the given size with its attachment.
+func Pinned(size int) int { return max(size, fullSlab) }
+
 var (
 	errTruncated = errors.New("connection ended within a frame")
 	errStalled   = errors.New("frame does not arrive")
