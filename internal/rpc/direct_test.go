@@ -58,7 +58,7 @@ func TestNobodyWritesBesideTheWriter(t *testing.T) {
 	o.attach(conn)
 	taken, write, ended := make(chan struct{}, 2), make(chan struct{}), make(chan error, 1)
 	go func() {
-		w := frameWriter{conn: conn, timeout: time.Minute}
+		w := newFrameWriter(conn, time.Minute)
 		for o.take(&w.batch) {
 			taken <- struct{}{}
 			<-write

@@ -27,8 +27,8 @@ type TCPOptions struct {
 	ConnectTimeout   time.Duration // default 1 s
 	HandshakeTimeout time.Duration // of TLS, default 5 s
 	FrameTimeout     time.Duration // for a frame, and for each 64 KiB of it, default 10 s
-	WriteTimeout     time.Duration // for what is written at a time, default 10 s
-	SilenceTimeout   time.Duration // a peer that lets calls time out and says nothing for so long is reconnected, default 3 s
+	WriteTimeout     time.Duration // for what is written at a time, and for each 64 KiB of it, default 10 s
+	SilenceTimeout   time.Duration // a peer that lets calls time out, says nothing, and of what waits takes no 64 KiB, for so long is reconnected, default 3 s
 
 	Dial       func(ctx context.Context, network, address string) (net.Conn, error)
 	ListenFunc func(network, address string) (net.Listener, error)

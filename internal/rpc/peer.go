@@ -41,7 +41,9 @@ type peer struct {
 	retryErr error         // why; calls fail with it until then
 
 	frames    uint64        // received on this connection
-	silent    time.Duration // when the first call since the last answer was made; 0 if there is none
+	pace      *pace         // of conn
+	silent    time.Duration // when the first call since the last sign of life was made, or that; 0 if no call waits
+	seen      look          // since then
 	connected time.Duration // since when
 
 	watchers    int
@@ -105,7 +107,7 @@ func (p *peer) add(c *Call, deadline time.Duration, message, attachment int) {
 	id := p.calls.add(c.Done, deadline, message+attachment)
 	p.out.request(c, id, message, attachment)
 	if p.silent == 0 {
-		p.silent = p.t.now()
+		p.silent, p.seen = p.t.now(), look{}
 	}
 }
 
@@ -182,7 +184,7 @@ func (p *peer) connect() (net.Conn, error) {
 	if err != nil || p.t.o.TLS == nil {
 		return conn, err
 	}
-	s := tls.Client(conn, clientTLS(p.t.o.TLS, p.address))
+	s := tls.Client(newPacedConn(conn, p.t.o.WriteTimeout), clientTLS(p.t.o.TLS, p.address))
 	ctx, cancel = context.WithTimeout(p.t.ctx, p.t.o.HandshakeTimeout)
 	defer cancel()
 	if err := s.HandshakeContext(ctx); err != nil {
@@ -264,17 +266,17 @@ func (p *peer) use(conn net.Conn) {
 		closeNow(conn)
 		return
 	}
-	p.conn, p.stopped, p.frames, p.connected = conn, nil, 0, p.t.now()
+	w := newFrameWriter(conn, p.t.o.WriteTimeout)
+	p.conn, p.pace, p.stopped, p.frames, p.connected = conn, w.pace, nil, 0, p.t.now()
 	p.suspect, p.greeted = false, false
 	p.attach(conn)
 	if p.silent > 0 {
-		p.silent = p.connected
+		p.silent, p.seen = p.connected, look{}
 	}
 	p.mu.Unlock()
 	p.greet()
 	done := make(chan struct{})
 	go p.read(conn, done)
-	w := frameWriter{conn: conn, timeout: p.t.o.WriteTimeout}
 	for p.take(&w.batch) {
 		if err := w.flush(); err != nil {
 			p.stop(fmt.Errorf("%w: %w", errWrite, err))
@@ -351,17 +353,12 @@ func (p *peer) sweep(now time.Duration) (next time.Duration) {
 	p.mu.Lock()
 	ended := p.calls.expire(now, nil)
 	next = p.calls.earliest
-	// A connection over which nothing comes any more can stay so for minutes, while
-	// TCP waits longer and longer to send again.
-	var silent net.Conn
-	if len(ended) > 0 && p.silent > 0 && now-p.silent >= p.t.o.SilenceTimeout && p.conn != nil {
-		silent = p.conn
-		p.stopHeld(errSilent)
-	}
+	conn, pace := p.conn, p.pace
+	suspicious := len(ended) > 0 && p.silent > 0 && conn != nil
 	p.mu.Unlock()
-	if silent != nil {
+	if suspicious && p.mute(now, pace) {
 		p.signal()
-		closeNow(silent)
+		closeNow(conn)
 	}
 	if len(ended) > 0 {
 		p.t.stats.timeouts.Add(uint64(len(ended)))

@@ -195,7 +195,7 @@ func (c *serverConn) answer(r *Request, code int32, text string, message []byte,
 // write is the writer.
 func (c *serverConn) write() {
 	defer c.t.wg.Done()
-	w := frameWriter{conn: c.conn, timeout: c.t.o.WriteTimeout}
+	w := newFrameWriter(c.conn, c.t.o.WriteTimeout)
 	for c.take(&w.batch) {
 		if err := w.flush(); err != nil {
 			c.close(fmt.Errorf("%w: %w", errWrite, err))

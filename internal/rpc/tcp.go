@@ -221,7 +221,7 @@ func (t *TCP) accept(l net.Listener) {
 func (t *TCP) admit(conn net.Conn) {
 	t.stats.accepted.Add(1)
 	if t.tls != nil {
-		conn = tls.Server(conn, t.tls)
+		conn = tls.Server(newPacedConn(conn, t.o.WriteTimeout), t.tls)
 	}
 	c := newServerConn(t, conn)
 	t.mu.Lock()
