@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"bytes"
-	"io"
 	"net"
 	"runtime"
 	"sync"
@@ -39,11 +38,11 @@ func (o *outlet) within(t testing.TB, what string, holds func() bool) {
 	require.FailNow(t, "never: "+what)
 }
 
-// queue queues a piece and reports whether the writer was roused for it.
-func (o *outlet) queue(piece []byte) bool {
+// queue queues a request and reports whether the writer was roused for it.
+func (o *outlet) queue(id int64, attachment []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.out.put(piece)
+	o.out.request(&Call{Service: "s.S", Method: "m", Attachment: [][]byte{attachment}}, id, 0, len(attachment))
 	return o.rouse()
 }
 
@@ -77,16 +76,19 @@ func TestNobodyWritesBesideTheWriter(t *testing.T) {
 	}()
 	o.within(t, "the writer waits", func() bool { return o.idle })
 	large, small := bytes.Repeat([]byte{1}, 512<<10), bytes.Repeat([]byte{2}, 100)
-	require.True(t, o.queue(large))
+	require.True(t, o.queue(1, large))
 	o.signal() // for another reason: a retry, or the end of a watch
 	<-taken
-	require.False(t, o.queue(small))
+	require.False(t, o.queue(2, small))
 	o.send() // for the large one
 
 	letGo()
-	got := make([]byte, len(large)+len(small))
 	require.NoError(t, far.SetReadDeadline(time.Now().Add(10*time.Second)))
-	_, err := io.ReadFull(far, got)
-	require.NoError(t, err)
-	require.True(t, bytes.Equal(append(large, small...), got), "the small frame is written before the large one, or within")
+	in := newFrameReader(far, 1<<20, 10*time.Second)
+	for i, want := range [][]byte{large, small} {
+		f, err := in.next()
+		require.NoError(t, err)
+		require.EqualValues(t, i+1, f.meta.CorrelationID, "the small frame is written before the large one")
+		require.True(t, bytes.Equal(want, f.attachment), "the small frame is written within the large one")
+	}
 }
