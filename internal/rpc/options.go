@@ -23,6 +23,7 @@ type TCPOptions struct {
 	MaxServingBytes int // of these, default 256 MiB; one request is always allowed
 	MaxQueuedBytes  int // answers of a connection that wait for its writer, default 16 MiB; then it is not read from
 	MaxConns        int // accepted connections, default 4096
+	MaxPartialBytes int // of large frames on all accepted connections that have not arrived whole, default 512 MiB
 
 	ConnectTimeout   time.Duration // default 1 s
 	HandshakeTimeout time.Duration // of TLS, default 5 s
@@ -51,6 +52,7 @@ func (o TCPOptions) withDefaults() TCPOptions {
 	o.MaxServingBytes = orDefault(o.MaxServingBytes, 256<<20)
 	o.MaxQueuedBytes = orDefault(o.MaxQueuedBytes, 16<<20)
 	o.MaxConns = orDefault(o.MaxConns, 4096)
+	o.MaxPartialBytes = orDefault(o.MaxPartialBytes, 512<<20)
 	o.ConnectTimeout = orDefault(o.ConnectTimeout, time.Second)
 	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, 5*time.Second)
 	o.FrameTimeout = orDefault(o.FrameTimeout, 10*time.Second)

@@ -28,6 +28,9 @@ type TCP struct {
 	sweepAt atomic.Int64  // when sweep looks at timeouts next, a time.Duration like now's
 	hurry   chan struct{} // capacity 1: sweepAt is earlier than it was
 
+	partials partials
+	evicted  time.Duration // when one that was idle had to go; the acceptor's
+
 	mu       sync.RWMutex
 	started  bool
 	closed   bool
@@ -45,6 +48,7 @@ func NewTCP(o TCPOptions) *TCP {
 	if o.TLS != nil {
 		t.tls = serverTLS(o.TLS)
 	}
+	t.partials.max = t.o.MaxPartialBytes
 	t.sweepAt.Store(int64(never))
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -217,7 +221,7 @@ func (t *TCP) accept(l net.Listener) {
 }
 
 // admit takes an accepted connection in. At the bound it takes the place of one that
-// never sent a frame, so that idle strangers do not keep peers out.
+// never sent a frame, or else has long been idle, so that strangers do not keep peers out.
 func (t *TCP) admit(conn net.Conn) {
 	t.stats.accepted.Add(1)
 	if t.tls != nil {
@@ -250,15 +254,30 @@ func (t *TCP) admit(conn net.Conn) {
 	go c.run()
 }
 
-// displace ends a connection that never sent a frame, if there is one.
+// Of connections at the bound.
+const (
+	idleTime   = 10 * time.Second       // what has been quiet for so long may have to go
+	evictPause = 100 * time.Millisecond // those that have to go come back
+)
+
+// displace ends a connection that never sent a frame, if there is one, or the one that has been idle longest.
 func (t *TCP) displace(accepted []*serverConn) bool {
+	now, oldest := t.now(), never
+	var found *serverConn
 	for _, c := range accepted {
-		if c.evict() {
-			t.forget(c)
-			return true
+		if heard, ok := c.evictable(now); ok && heard < oldest {
+			found, oldest = c, heard
 		}
 	}
-	return false
+	if found == nil || oldest > 0 && t.evicted > 0 && now-t.evicted < evictPause {
+		return false
+	}
+	if oldest > 0 {
+		t.evicted = now
+	}
+	found.close(errLimit)
+	t.forget(found)
+	return true
 }
 
 // forget lets an accepted connection go.
