@@ -3,6 +3,8 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"net"
 	"time"
 
@@ -12,8 +14,9 @@ import (
 // TCPOptions configure a TCP transport. Zero means default.
 type TCPOptions struct {
 	// TLS is used for both directions, and both sides must show a certificate: where
-	// it does not say how clients are verified, they are, against ClientCAs or else
-	// RootCAs. nil means plain TCP.
+	// it, or what its GetConfigForClient returns, does not say how clients are verified, they
+	// are, against ClientCAs or else RootCAs. Start fails if there is neither, and no
+	// VerifyConnection or VerifyPeerCertificate. nil means plain TCP.
 	TLS *tls.Config
 
 	MaxBody         int // of a frame, default 64 MiB and some
@@ -79,16 +82,47 @@ func orDefault[T int | time.Duration](v, def T) T {
 	return v
 }
 
+var errNoRoots = errors.New("the TLS configuration has neither ClientCAs nor RootCAs to verify clients against")
+
 // serverTLS returns the configuration of the accepting side.
-func serverTLS(c *tls.Config) *tls.Config {
+func serverTLS(c *tls.Config) (*tls.Config, error) {
+	own, err := verifying(c, nil)
+	choose := c.GetConfigForClient
+	if choose == nil {
+		return own, err
+	}
+	c = c.Clone()
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		chosen, chooseErr := choose(hello)
+		switch {
+		case chooseErr != nil:
+			return nil, chooseErr
+		case chosen == nil:
+			return own, err
+		case own == nil:
+			return verifying(chosen, nil)
+		}
+		return verifying(chosen, own.ClientCAs) // it takes the place of all that c says
+	}
+	return c, nil
+}
+
+// verifying returns a configuration of the accepting side under which clients are verified, against roots if it does not say
+// against which. It does not fall back on the system's, which vouch for everybody.
+func verifying(c *tls.Config, roots *x509.CertPool) (*tls.Config, error) {
 	c = c.Clone()
 	if c.ClientAuth == tls.NoClientCert {
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
-	if c.ClientCAs == nil {
-		c.ClientCAs = c.RootCAs
+	for _, pool := range []*x509.CertPool{c.RootCAs, roots} {
+		if c.ClientCAs == nil {
+			c.ClientCAs = pool
+		}
 	}
-	return c
+	if c.ClientCAs == nil && c.ClientAuth >= tls.VerifyClientCertIfGiven && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil {
+		return nil, errNoRoots
+	}
+	return c, nil
 }
 
 // clientTLS returns the configuration for a connection to address.

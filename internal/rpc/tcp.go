@@ -15,11 +15,12 @@ import (
 //
 // Ownership: any goroutine may call any method. mu is a leaf lock.
 type TCP struct {
-	o     TCPOptions
-	tls   *tls.Config // of the accepting side
-	start StartOptions
-	base  time.Time // of now
-	stats stats
+	o      TCPOptions
+	tls    *tls.Config // of the accepting side
+	tlsErr error       // why there is none
+	start  StartOptions
+	base   time.Time // of now
+	stats  stats
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -46,7 +47,7 @@ func NewTCP(o TCPOptions) *TCP {
 		peers: make(map[string]*peer), accepted: make(map[*serverConn]struct{}),
 	}
 	if o.TLS != nil {
-		t.tls = serverTLS(o.TLS)
+		t.tls, t.tlsErr = serverTLS(o.TLS)
 	}
 	t.partials.max = t.o.MaxPartialBytes
 	t.sweepAt.Store(int64(never))
@@ -66,6 +67,8 @@ func (t *TCP) Start(o StartOptions) error {
 		return fmt.Errorf("rpc: start: %w", ErrClosed)
 	case t.started:
 		return errors.New("rpc: transport was started before")
+	case t.tlsErr != nil:
+		return fmt.Errorf("rpc: start: %w", t.tlsErr)
 	}
 	l, err := t.o.ListenFunc("tcp", o.Listen)
 	if err != nil {
