@@ -21,7 +21,7 @@ type TCPOptions struct {
 
 	MaxBody         int // of a frame, default 64 MiB and some
 	MaxPending      int // unanswered calls per peer, default 65536
-	MaxPendingBytes int // of these, default 256 MiB; one call is always allowed
+	MaxPendingBytes int // of these, default 256 MiB, those that have timed out before they were written included; one call is always allowed
 	MaxServing      int // requests of a connection that are served at a time, default 4096
 	MaxServingBytes int // of these, default 256 MiB; one request is always allowed
 	MaxQueuedBytes  int // answers of a connection that wait for its writer, default 16 MiB; then it is not read from

@@ -94,13 +94,14 @@ func (o *outbox) reset() {
 // Ownership: mu guards the fields, and those of the struct it is embedded in. It is a
 // leaf lock.
 type outlet struct {
-	mu      sync.Mutex
-	out     outbox
-	idle    bool          // the writer waits, and nobody has roused it
-	waits   bool          // the writer has taken nothing that it has not written
-	writing int           // bytes that it took last
-	stopped error         // why the connection is not to be written to any more
-	wake    chan struct{} // capacity 1; only the writer receives
+	mu        sync.Mutex
+	out       outbox
+	idle      bool          // the writer waits, and nobody has roused it
+	waits     bool          // the writer has taken nothing that it has not written
+	writing   int           // bytes that it took last
+	abandoned int           // bytes of these and of what is queued, or more, for which nobody waits any more
+	stopped   error         // why the connection is not to be written to any more
+	wake      chan struct{} // capacity 1; only the writer receives
 
 	direct    *direct // nil if there is no way around the writer
 	directing *direct // somebody writes directly; the writer waits
@@ -142,8 +143,12 @@ func (o *outlet) take(batch *outbox) bool {
 	}
 	o.out, *batch = *batch, o.out
 	o.writing = batch.queued
+	o.abandoned = o.abandonedBytes()
 	return true
 }
+
+// abandonedBytes is how much of what is still to be written nobody waits for, at most. mu is held.
+func (o *outlet) abandonedBytes() int { return min(o.abandoned, o.out.queued+o.writing) }
 
 // stop ends the writer. The first reason stays; stop returns whether this one is it.
 func (o *outlet) stop(reason error) bool {

@@ -96,7 +96,10 @@ func (p *peer) refusal(size int) error {
 		return ErrClosed
 	case p.retryAt > 0 && p.t.now() < p.retryAt:
 		return p.retryErr
-	case p.calls.count >= o.MaxPending, p.calls.count > 0 && p.calls.bytes+size > o.MaxPendingBytes:
+	case p.calls.count >= o.MaxPending:
+		return p.backlogErr
+	}
+	if held := p.calls.bytes + p.abandonedBytes(); (held > 0 || p.calls.count > 0) && held+size > o.MaxPendingBytes {
 		return p.backlogErr
 	}
 	return nil
@@ -142,7 +145,7 @@ func (p *peer) act(start, wake bool) {
 // drop ends all calls and forgets what was to be sent. mu is held.
 func (p *peer) drop() []func(Reply) {
 	p.out.reset()
-	p.silent = 0
+	p.silent, p.abandoned = 0, 0
 	return p.calls.clear()
 }
 
@@ -351,8 +354,10 @@ func (p *peer) answered(f *frame) {
 // sweep ends calls that have timed out, and returns when to look again.
 func (p *peer) sweep(now time.Duration) (next time.Duration) {
 	p.mu.Lock()
+	before := p.calls.bytes
 	ended := p.calls.expire(now, nil)
 	next = p.calls.earliest
+	p.abandoned = p.abandonedBytes() + before - p.calls.bytes
 	conn, pace := p.conn, p.pace
 	suspicious := len(ended) > 0 && p.silent > 0 && conn != nil
 	p.mu.Unlock()
