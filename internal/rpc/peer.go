@@ -40,7 +40,7 @@ type peer struct {
 	retryAt  time.Duration // no attempt before; 0 if one may be made, or is under way
 	retryErr error         // why; calls fail with it until then
 
-	frames    uint64        // received on this connection
+	answers   uint64        // to calls on this connection, other than Hello
 	pace      *pace         // of conn
 	silent    time.Duration // when the first call since the last sign of life was made, or that; 0 if no call waits
 	seen      look          // since then
@@ -48,6 +48,7 @@ type peer struct {
 
 	watchers    int
 	greeted     bool   // Hello was sent on this connection
+	hello       int64  // its id
 	suspect     bool   // an established connection broke, and no other was made since
 	incarnation uint64 // of the process that was seen last; 0 if unknown
 }
@@ -106,12 +107,13 @@ func (p *peer) refusal(size int) error {
 }
 
 // add queues a call. mu is held.
-func (p *peer) add(c *Call, deadline time.Duration, message, attachment int) {
-	id := p.calls.add(c.Done, deadline, message+attachment)
+func (p *peer) add(c *Call, deadline time.Duration, message, attachment int) (id int64) {
+	id = p.calls.add(c.Done, deadline, message+attachment)
 	p.out.request(c, id, message, attachment)
 	if p.silent == 0 {
 		p.silent, p.seen = p.t.now(), look{}
 	}
+	return id
 }
 
 // rouseOrStart says what must be done for what was queued to be sent. mu is held; act
@@ -270,7 +272,7 @@ func (p *peer) use(conn net.Conn) {
 		return
 	}
 	w := newFrameWriter(conn, p.t.o.WriteTimeout)
-	p.conn, p.pace, p.stopped, p.frames, p.connected = conn, w.pace, nil, 0, p.t.now()
+	p.conn, p.pace, p.stopped, p.answers, p.connected = conn, w.pace, nil, 0, p.t.now()
 	p.suspect, p.greeted = false, false
 	p.attach(conn)
 	if p.silent > 0 {
@@ -300,8 +302,8 @@ func (p *peer) lost() {
 	}
 	p.conn = nil
 	p.suspect = p.watchers > 0
-	if p.frames == 0 && p.t.now()-p.connected < backoffMax {
-		p.backOff(err) // it was accepted only to be closed: do not try that in a loop
+	if p.answers == 0 && p.t.now()-p.connected < backoffMax {
+		p.backOff(err) // it was accepted only to be closed, perhaps with a greeting: do not try that in a loop
 	} else {
 		p.failures = 0
 	}
@@ -332,9 +334,12 @@ func (p *peer) read(conn net.Conn, done chan<- struct{}) {
 // answered hands an answer to the call it is for.
 func (p *peer) answered(f *frame) {
 	p.mu.Lock()
-	p.frames++
 	p.silent = 0
-	done := p.calls.remove(f.meta.CorrelationID)
+	id := f.meta.CorrelationID
+	done := p.calls.remove(id)
+	if done != nil && id != p.hello {
+		p.answers++
+	}
 	p.mu.Unlock()
 	if done == nil {
 		p.t.stats.late.Add(1)
@@ -422,7 +427,7 @@ func (p *peer) greet() {
 	}
 	p.greeted = true
 	deadline := p.t.now() + helloTimeout
-	p.add(&Call{
+	p.hello = p.add(&Call{
 		Service: helloService, Method: helloMethod, Message: [][]byte{hello}, Done: p.introduced,
 	}, deadline, len(hello), 0)
 	wake := p.rouse()

@@ -107,6 +107,36 @@ func TestConnectionsThatEndAtOnce(t *testing.T) {
 	})
 }
 
+// TestGreetedAndHungUpOn: that a watched process says who it is does not make up for what it does then.
+func TestGreetedAndHungUpOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		l, err := n.Listen("tcp", "server")
+		require.NoError(t, err)
+		defer l.Close()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				in := newFrameReader(c, 1<<20, time.Second)
+				f, err := in.next()
+				if err == nil {
+					_, _ = c.Write(EncodeReply(f.meta.CorrelationID, 0, "", nil, nil)) // the client may be gone
+				}
+				time.Sleep(time.Millisecond)
+				_ = c.Close()
+			}
+		}()
+		client := boot(t, n, "client", 1)
+		client.Watch("server", true)
+		time.Sleep(10 * time.Second)
+		want := 6 + 10*time.Second/(backoffMax*3/4) // 6 until the pauses are as long as they get
+		require.InDelta(t, int(want), n.attempts(), 12)
+	})
+}
+
 func TestTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemNet()
