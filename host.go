@@ -422,7 +422,16 @@ func (h *Host) serve(req *rpc.Request) {
 	}
 }
 
+// maxRequest bounds the message of a request that has no entries. The largest one that makes sense names maxPeers peers twice;
+// decoding takes a multiple of the bytes that came.
+const maxRequest = 256 << 10
+
+// parse decodes a request, or answers that it cannot be.
 func parse(req *rpc.Request, m proto.Message) bool {
+	if len(req.Message) > maxRequest {
+		req.Fail(codeBadRequest, fmt.Sprintf("request of %d bytes is larger than %d", len(req.Message), maxRequest))
+		return false
+	}
 	if err := proto.Unmarshal(req.Message, m); err != nil {
 		req.Fail(codeBadRequest, fmt.Sprintf("Fail to parse request message, CompressType=none, request_size=%d", len(req.Message)))
 		return false

@@ -21,10 +21,6 @@ const (
 	codeInternal = 2001 // EINTERNAL
 )
 
-// maxAdminRequest bounds a request of an operator's tool. The largest one that makes sense names
-// maxPeers peers twice; decoding takes a multiple of the bytes that came.
-const maxAdminRequest = 256 << 10
-
 // serveCli answers braft_cli. It runs on the connection's reader: what takes long is answered
 // from the node's callback. Codes and texts are braft's.
 //
@@ -129,7 +125,7 @@ func (h *Host) cliChangePeers(req *rpc.Request) {
 
 func (h *Host) cliResetPeer(req *rpc.Request) {
 	m := new(raftpb.ResetPeerRequest)
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return
 	}
 	n := h.administered(req, m.GetGroupId(), m.GetPeerId())
@@ -156,7 +152,7 @@ func (h *Host) cliResetPeer(req *rpc.Request) {
 
 func (h *Host) cliSnapshot(req *rpc.Request) {
 	m := new(raftpb.SnapshotRequest)
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return
 	}
 	n := h.administered(req, m.GetGroupId(), m.GetPeerId())
@@ -179,7 +175,7 @@ func (h *Host) cliSnapshot(req *rpc.Request) {
 // cliGetLeader is allowed even where the rest is not: clients find the leader by it.
 func (h *Host) cliGetLeader(req *rpc.Request) {
 	m := new(raftpb.GetLeaderRequest)
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return
 	}
 	var nodes []*Node
@@ -209,7 +205,7 @@ func (h *Host) cliGetLeader(req *rpc.Request) {
 
 func (h *Host) cliTransferLeader(req *rpc.Request) {
 	m := new(raftpb.TransferLeaderRequest)
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return
 	}
 	n := h.administered(req, m.GetGroupId(), m.GetLeaderId())
@@ -239,7 +235,7 @@ func (h *Host) cliTransferLeader(req *rpc.Request) {
 
 func (h *Host) adminStatus(req *rpc.Request) {
 	m := new(raftpb.GroupStatusRequest)
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return
 	}
 	if n := h.administered(req, m.GetGroupId(), m.GetPeerId()); n != nil {
@@ -279,7 +275,7 @@ func (h *Host) adminChange(req *rpc.Request) {
 
 func (h *Host) adminCancelChange(req *rpc.Request) {
 	m := new(raftpb.CancelChangeRequest)
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return
 	}
 	n := h.administered(req, m.GetGroupId(), m.GetLeaderId())
@@ -309,7 +305,7 @@ type leaderRequest interface {
 // leading decodes a request to the leader, and returns the node with the configuration in force. It
 // answers the request itself and returns nil if there is no such leader here.
 func (h *Host) leading(req *rpc.Request, m leaderRequest) (*Node, Configuration) {
-	if !parseAdmin(req, m) {
+	if !parse(req, m) {
 		return nil, Configuration{}
 	}
 	n := h.administered(req, m.GetGroupId(), m.GetLeaderId())
@@ -369,15 +365,6 @@ func (h *Host) replicas(group string) []*Node {
 // noteOperator logs what an operator asked for: it explains what the node does next.
 func (n *Node) noteOperator(req *rpc.Request, fields ...zap.Field) {
 	n.log.Info("an operator asked for "+req.Method, append(fields, zap.String("remote", req.Remote))...)
-}
-
-// parseAdmin is parse with a bound.
-func parseAdmin(req *rpc.Request, m proto.Message) bool {
-	if len(req.Message) > maxAdminRequest {
-		req.Fail(codeBadRequest, fmt.Sprintf("request of %d bytes is larger than %d", len(req.Message), maxAdminRequest))
-		return false
-	}
-	return parse(req, m)
 }
 
 // parsePeers reads a configuration out of a request, or answers that it is none.

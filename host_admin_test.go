@@ -421,7 +421,7 @@ func TestOperatorsRubbishIsRefused(t *testing.T) {
 				l.ask("1", c.service, c.method, b)
 			}
 		}
-		r := l.ask("1", c.service, c.method, append(good, make([]byte, maxAdminRequest)...))
+		r := l.ask("1", c.service, c.method, append(good, make([]byte, maxRequest)...))
 		assert.Equal(t, int32(codeBadRequest), r.Code, "%s: a request that is too large", c.method)
 		r = l.ask("1", c.service, c.method, nil)
 		assert.Equal(t, int32(codeBadRequest), r.Code, c.method)

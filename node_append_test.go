@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"runtime"
 	"testing"
 	"time"
 
@@ -133,4 +134,34 @@ func TestAConfigurationIsUndoneWithItsEntry(t *testing.T) {
 	assert.Equal(t, c.conf, st.Conf)
 	assert.Empty(t, st.OldConf.Peers())
 	assert.Empty(t, c.reported(0))
+}
+
+// X1: entries that are kept in memory keep nothing there that came over the same connection.
+func TestKeptEntriesPinNoOtherMessages(t *testing.T) {
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Minute})
+	c.start(0)
+	s := newScriptedLeader(c)
+	require.True(t, s.append(1, 1, 0, 0, 0, 1).Success)
+	const rounds, size = 400, 60 << 10
+	before := heapInUse()
+	for i := range int64(rounds) {
+		require.True(t, s.append(1, 1, 1+i, 1, 0, 1).Success)
+		answer := make(chan rpc.Reply, 1)
+		s.tcp.Call(c.addrs[0], rpc.Call{
+			Service: raftService, Method: "another", Timeout: 10 * time.Second,
+			Message: [][]byte{make([]byte, size)}, Done: func(r rpc.Reply) { answer <- r },
+		})
+		require.NoError(t, receive(t, answer).Err)
+	}
+	assert.True(t, c.nodes[0].lm.cached(2))
+	assert.Less(t, heapInUse()-before, int64(rounds*size/4))
+}
+
+// heapInUse is how much memory is used and cannot be freed.
+func heapInUse() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

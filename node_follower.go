@@ -155,7 +155,7 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 				return
 			}
 		}
-		if err := n.lm.append(fresh, sum, n.box.index()); err != nil {
+		if err := n.lm.append(ownedOf(fresh, req), sum, n.box.index()); err != nil {
 			n.log.Error("refused entries", zap.Stringer("leader", n.leader), zap.Error(err))
 			n.adoptConf() // a part of the log may have been cut
 			req.Fail(codeBadRequest, err.Error())
@@ -184,6 +184,15 @@ func (n *Node) answerReplaced(a pendingAck) {
 		return
 	}
 	a.req.Fail(int32(ErrBusy), "the same entries were sent again")
+}
+
+// ownedOf returns entries of a request such that they may be kept. Small ones are views into memory that they share with whatever
+// else came over the connection, all of which would stay with them.
+func ownedOf(b entry.Batch, req *rpc.Request) entry.Batch {
+	if 2*b.Size() < rpc.Pinned(len(req.Message)+len(req.Attachment)) {
+		return b.Clone()
+	}
+	return b
 }
 
 // resolve compares entries with the log and returns those that are to be appended. The log is

@@ -194,3 +194,20 @@ func TestWhatAnInstallLeftIsDeletedWhenItIsOfNoUse(t *testing.T) {
 	require.NoError(t, err)
 	assert.Len(t, names, 1)
 }
+
+// X9: whoever asks for a snapshot to be installed does not make the host decode whatever it sends.
+func TestAnInstallRequestHasABound(t *testing.T) {
+	b := newInstallBed(t)
+	m := &raftpb.InstallSnapshotRequest{
+		GroupId: proto.String("nobody's"), ServerId: proto.String(b.leads.String()), PeerId: proto.String(b.cluster.peer(0).String()), Term: proto.Int64(1),
+		Meta: &raftpb.SnapshotMeta{LastIncludedIndex: proto.Int64(1), LastIncludedTerm: proto.Int64(1), Peers: make([]string, maxRequest)},
+		Uri:  proto.String("remote://nowhere"),
+	}
+	payload, err := proto.Marshal(m)
+	require.NoError(t, err)
+	got := make(chan rpc.Reply, 1)
+	b.peer.Call(b.addrs[0], rpc.Call{Service: raftService, Method: methodInstall, Message: [][]byte{payload}, Done: func(r rpc.Reply) { got <- r }})
+	r := receive(t, got)
+	require.NoError(t, r.Err)
+	assert.Equal(t, int32(codeBadRequest), r.Code, r.Text)
+}

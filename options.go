@@ -24,9 +24,9 @@ type HostOptions struct {
 	// at a time. Empty keeps everything in memory, lost at Close: for tests only,
 	// since a voter that forgets can make its group lose acknowledged entries.
 	Dir string
-	// TLS, if set, secures all connections, as server and as client. For mutual
-	// authentication set ClientAuth and ClientCAs as well as Certificates and RootCAs. Certificates can be
-	// reloaded through GetCertificate and GetClientCertificate.
+	// TLS, if set, secures all connections, as server and as client. It needs Certificates and RootCAs.
+	// Clients, too, must have a certificate, by ClientCAs or else RootCAs, unless ClientAuth says otherwise. Certificates can
+	// be reloaded through GetCertificate and GetClientCertificate, ClientCAs through GetConfigForClient.
 	TLS *tls.Config
 	// Logger gets what an operator should know. Default: none.
 	Logger *zap.Logger

@@ -11,7 +11,7 @@ import (
 // module's own tests.
 type Transport = rpc.Transport
 
-// NewTCPTransport returns the default transport. A nil config means plain TCP.
+// NewTCPTransport returns the default transport. A nil config means plain TCP. See HostOptions.TLS for what it must say.
 func NewTCPTransport(config *tls.Config) Transport {
 	return rpc.NewTCP(rpc.TCPOptions{TLS: config})
 }

@@ -24,7 +24,13 @@ func (t *tlsFlags) config() (*tls.Config, error) {
 		return nil, nil
 	}
 	c := &tls.Config{ServerName: t.serverName, MinVersion: tls.VersionTLS12}
-	if t.ca != "" {
+	if t.ca == "" {
+		roots, err := x509.SystemCertPool() // the transport must be told, for it serves others, too
+		if err != nil {
+			return nil, &failure{Message: "without --tls-ca: " + err.Error()}
+		}
+		c.RootCAs = roots
+	} else {
 		pem, err := os.ReadFile(t.ca)
 		if err != nil {
 			return nil, &failure{Message: "--tls-ca: " + err.Error()}

@@ -83,6 +83,14 @@ func (b Batch) Upto(index int64) Batch {
 	}
 }
 
+// Clone returns the entries in memory of their own.
+func (b Batch) Clone() Batch {
+	own := append(append(make([]byte, 0, b.Size()), b.Metas...), b.Data...)
+	n := len(b.Metas)
+	b.Metas, b.Data = own[:n:n], own[n:]
+	return b
+}
+
 // offsets returns where the n-th entry begins in Metas and in Data.
 func (b Batch) offsets(n int) (metas, data int) {
 	if n == b.Count {

@@ -176,6 +176,24 @@ func TestFromAndUpto(t *testing.T) {
 	}
 }
 
+// TestCloneIsAlone: a clone is equal, and outlives what its original was a view into.
+func TestCloneIsAlone(t *testing.T) {
+	var b entry.Builder
+	b.Reset(7)
+	b.AppendData(1, []byte("one"))
+	b.AppendData(2, []byte("two"))
+	original := b.Build()
+	clone := original.Clone()
+	require.Equal(t, original, clone)
+	require.Equal(t, len(clone.Metas), cap(clone.Metas), "an append must not reach the payloads")
+	clear(original.Metas)
+	clear(original.Data)
+	sum, err := entry.Check(clone)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, sum.LastTerm)
+	require.Equal(t, "onetwo", string(clone.Data))
+}
+
 func TestCheckRefuses(t *testing.T) {
 	data := func(term, n int64) []byte { return record(t, pb(raftpb.EntryType_DATA, term, n, nil, nil)) }
 	conf := func(n int64, peers ...string) []byte {

@@ -30,12 +30,12 @@ func newDirect(conn net.Conn) *direct {
 // attach makes conn the connection that is written to.
 func (o *outlet) attach(conn net.Conn) { o.direct, o.directing = newDirect(conn), nil }
 
-// send makes sure that what is queued is written: directly, or by the writer. The caller
-// has roused the writer, which waits, and holds no lock.
+// send makes sure that what is queued is written: directly, if the writer waits, or by the writer. The caller
+// has roused it, and holds no lock.
 func (o *outlet) send() {
 	o.mu.Lock()
 	d := o.direct
-	if d == nil || o.directing != nil || o.stopped != nil || o.out.queued == 0 || len(o.out.large) > 0 || len(o.out.small) > directMost {
+	if d == nil || !o.waits || o.directing != nil || o.stopped != nil || o.out.queued == 0 || len(o.out.large) > 0 || len(o.out.small) > directMost {
 		o.mu.Unlock()
 		o.signal()
 		return

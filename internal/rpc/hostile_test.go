@@ -313,6 +313,112 @@ func TestAcceptedConnectionsAreBounded(t *testing.T) {
 	})
 }
 
+// TestIdleConnectionsMakeRoom: strangers that have sent a frame, and say nothing more, do not keep peers out.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		o := n.options()
+		o.MaxConns = 4
+		held := make(chan *Request, 1)
+		server := start(t, o, StartOptions{Listen: "server", Serve: func(r *Request) {
+			if string(r.Message) == "wait" {
+				held <- r
+				return
+			}
+			r.Reply(r.Message)
+		}})
+		use := func(c net.Conn) {
+			_, err := c.Write(request(1, "", ""))
+			require.NoError(t, err)
+			readFrame(t, c)
+		}
+		patient, busy := n.connect(t, "server"), n.connect(t, "server")
+		_, err := patient.Write(request(7, "wait", ""))
+		require.NoError(t, err)
+		use(busy)
+		for range 2 {
+			use(n.connect(t, "server")) // they are idle from now on
+		}
+		for range 11 {
+			time.Sleep(time.Second)
+			use(busy)
+		}
+		for range 2 {
+			use(n.connect(t, "server"))
+			time.Sleep(time.Second)
+		}
+		require.EqualValues(t, 2, server.Stats().Ended[ReasonLimit])
+		late := n.connect(t, "server")
+		_, err = late.Read(make([]byte, 1))
+		require.Equal(t, io.EOF, err, "all others are in use")
+		use(busy)
+		(<-held).Reply(nil)
+		require.EqualValues(t, 7, readFrame(t, patient).ID)
+	})
+}
+
+// TestPartialFramesAreBounded over all connections, however slowly they come. Peers that have proven to be some are spared, and
+// so is what gets on.
+func TestPartialFramesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, most = 8 << 20, 30 << 20
+		n := newMemNet()
+		o := n.options()
+		o.MaxPartialBytes = most
+		server := start(t, o, StartOptions{Listen: "server"})
+		before := heap()
+		frame := request(1, "", string(make([]byte, size)))
+		part := func(c net.Conn) {
+			_, err := c.Write(frame[:len(frame)-1])
+			require.NoError(t, err)
+		}
+		peer := n.connect(t, "server")
+		_, err := peer.Write(request(1, "", ""))
+		require.NoError(t, err)
+		readFrame(t, peer)
+		part(peer)
+		for range 20 {
+			part(n.connect(t, "server"))
+		}
+		synctest.Wait()
+		require.Less(t, heap()-before-int64(len(frame)), int64(most+size))
+		require.EqualValues(t, 18, server.Stats().Ended[ReasonPartial])
+		_, err = peer.Write(frame[len(frame)-1:])
+		require.NoError(t, err)
+		readFrame(t, peer)
+		late := n.connect(t, "server")
+		_, err = late.Write(frame)
+		require.NoError(t, err)
+		readFrame(t, late)
+		require.EqualValues(t, 18, server.Stats().Ended[ReasonPartial], "there is room again")
+	})
+}
+
+// TestLargestPartialFrame: one is taken whatever its size, and what they hold is given back with each connection.
+func TestLargestPartialFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		o := n.options()
+		o.MaxPartialBytes = 1 << 20
+		server := start(t, o, StartOptions{Listen: "server"})
+		frame := request(1, "", string(make([]byte, 8<<20)))
+		for range 3 {
+			c, err := n.Dial(t.Context(), "tcp", "server")
+			require.NoError(t, err)
+			_, err = c.Write(frame[:4<<20])
+			require.NoError(t, err)
+			require.NoError(t, c.Close())
+			synctest.Wait()
+			c = n.connect(t, "server")
+			_, err = c.Write(frame)
+			require.NoError(t, err)
+			readFrame(t, c)
+		}
+		require.Zero(t, server.Stats().Ended[ReasonPartial])
+		require.Zero(t, server.partials.held)
+	})
+}
+
 // TestMemoryStaysFlat: headers that announce much, and connections that say nothing, do
 // not make the receiver hold much.
 func TestMemoryStaysFlat(t *testing.T) {

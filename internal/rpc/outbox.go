@@ -94,11 +94,14 @@ func (o *outbox) reset() {
 // Ownership: mu guards the fields, and those of the struct it is embedded in. It is a
 // leaf lock.
 type outlet struct {
-	mu      sync.Mutex
-	out     outbox
-	idle    bool          // the writer waits for wake
-	stopped error         // why the connection is not to be written to any more
-	wake    chan struct{} // capacity 1; only the writer receives
+	mu        sync.Mutex
+	out       outbox
+	idle      bool          // the writer waits, and nobody has roused it
+	waits     bool          // the writer has taken nothing that it has not written
+	writing   int           // bytes that it took last
+	abandoned int           // bytes of these and of what is queued, or more, for which nobody waits any more
+	stopped   error         // why the connection is not to be written to any more
+	wake      chan struct{} // capacity 1; only the writer receives
 
 	direct    *direct // nil if there is no way around the writer
 	directing *direct // somebody writes directly; the writer waits
@@ -125,20 +128,27 @@ func (o *outlet) signal() {
 // when there is nothing more to write on this connection.
 func (o *outlet) take(batch *outbox) bool {
 	o.mu.Lock()
+	o.writing = 0
 	for o.stopped == nil && (o.out.queued == 0 || o.directing != nil) {
-		o.idle = o.directing == nil
+		o.waits, o.idle = true, o.directing == nil
 		o.mu.Unlock()
 		<-o.wake
 		o.mu.Lock()
 	}
-	o.idle = false
+	// More than what is queued can wake the writer, so that whoever has roused it cannot tell from that whether it is awake.
+	o.waits, o.idle = false, false
 	defer o.mu.Unlock()
 	if o.stopped != nil {
 		return false
 	}
 	o.out, *batch = *batch, o.out
+	o.writing = batch.queued
+	o.abandoned = o.abandonedBytes()
 	return true
 }
+
+// abandonedBytes is how much of what is still to be written nobody waits for, at most. mu is held.
+func (o *outlet) abandonedBytes() int { return min(o.abandoned, o.out.queued+o.writing) }
 
 // stop ends the writer. The first reason stays; stop returns whether this one is it.
 func (o *outlet) stop(reason error) bool {
@@ -171,32 +181,42 @@ func closeNow(conn net.Conn) {
 //
 // Ownership: the writer goroutine of the connection.
 type frameWriter struct {
-	conn     net.Conn
-	timeout  time.Duration // for a batch
-	deadline time.Time
-	batch    outbox
-	vec      net.Buffers // kept for its capacity
-	rest     net.Buffers // what WriteTo has not consumed; a field, because it escapes
+	conn  net.Conn
+	pace  *pace
+	batch outbox
+	vec   net.Buffers // kept for its capacity
+	rest  net.Buffers // what has not been written; a field, because it escapes
+}
+
+// newFrameWriter returns a writer that gives up when the peer does not take a batch, or 64 KiB of it, in time.
+func newFrameWriter(conn net.Conn, timeout time.Duration) frameWriter {
+	return frameWriter{conn: conn, pace: paceOf(conn, timeout)}
 }
 
 // flush writes the batch and empties it.
-func (w *frameWriter) flush() error {
-	// A deadline that is at least half away is left alone: moving it is not free.
-	if now := time.Now(); w.deadline.Sub(now) < w.timeout/2 {
-		w.deadline = now.Add(w.timeout)
-		if err := w.conn.SetWriteDeadline(w.deadline); err != nil {
-			return err
-		}
-	}
-	var err error
-	if len(w.batch.large) == 0 {
+func (w *frameWriter) flush() (err error) {
+	plain := w.conn == w.pace.conn // else what is below has its pace
+	switch {
+	case len(w.batch.large) > 0:
+		err = w.flushPieces(plain)
+	case plain:
+		_, err = w.pace.write(w.batch.small)
+	default:
 		_, err = w.conn.Write(w.batch.small)
-	} else {
-		w.vec = w.batch.buffers(w.vec[:0])
-		w.rest = w.vec
-		_, err = w.rest.WriteTo(w.conn)
-		clear(w.vec)
 	}
 	w.batch.reset()
+	return err
+}
+
+// flushPieces writes the batch without copying its large pieces.
+func (w *frameWriter) flushPieces(plain bool) (err error) {
+	w.vec = w.batch.buffers(w.vec[:0])
+	w.rest = w.vec
+	if plain {
+		err = w.pace.writeAll(&w.rest, w.batch.queued)
+	} else {
+		_, err = w.rest.WriteTo(w.conn)
+	}
+	clear(w.vec)
 	return err
 }

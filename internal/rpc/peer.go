@@ -40,12 +40,15 @@ type peer struct {
 	retryAt  time.Duration // no attempt before; 0 if one may be made, or is under way
 	retryErr error         // why; calls fail with it until then
 
-	frames    uint64        // received on this connection
-	silent    time.Duration // when the first call since the last answer was made; 0 if there is none
+	answers   uint64        // to calls on this connection, other than Hello
+	pace      *pace         // of conn
+	silent    time.Duration // when the first call since the last sign of life was made, or that; 0 if no call waits
+	seen      look          // since then
 	connected time.Duration // since when
 
 	watchers    int
 	greeted     bool   // Hello was sent on this connection
+	hello       int64  // its id
 	suspect     bool   // an established connection broke, and no other was made since
 	incarnation uint64 // of the process that was seen last; 0 if unknown
 }
@@ -94,19 +97,23 @@ func (p *peer) refusal(size int) error {
 		return ErrClosed
 	case p.retryAt > 0 && p.t.now() < p.retryAt:
 		return p.retryErr
-	case p.calls.count >= o.MaxPending, p.calls.count > 0 && p.calls.bytes+size > o.MaxPendingBytes:
+	case p.calls.count >= o.MaxPending:
+		return p.backlogErr
+	}
+	if held := p.calls.bytes + p.abandonedBytes(); (held > 0 || p.calls.count > 0) && held+size > o.MaxPendingBytes {
 		return p.backlogErr
 	}
 	return nil
 }
 
 // add queues a call. mu is held.
-func (p *peer) add(c *Call, deadline time.Duration, message, attachment int) {
-	id := p.calls.add(c.Done, deadline, message+attachment)
+func (p *peer) add(c *Call, deadline time.Duration, message, attachment int) (id int64) {
+	id = p.calls.add(c.Done, deadline, message+attachment)
 	p.out.request(c, id, message, attachment)
 	if p.silent == 0 {
-		p.silent = p.t.now()
+		p.silent, p.seen = p.t.now(), look{}
 	}
+	return id
 }
 
 // rouseOrStart says what must be done for what was queued to be sent. mu is held; act
@@ -140,7 +147,7 @@ func (p *peer) act(start, wake bool) {
 // drop ends all calls and forgets what was to be sent. mu is held.
 func (p *peer) drop() []func(Reply) {
 	p.out.reset()
-	p.silent = 0
+	p.silent, p.abandoned = 0, 0
 	return p.calls.clear()
 }
 
@@ -182,7 +189,7 @@ func (p *peer) connect() (net.Conn, error) {
 	if err != nil || p.t.o.TLS == nil {
 		return conn, err
 	}
-	s := tls.Client(conn, clientTLS(p.t.o.TLS, p.address))
+	s := tls.Client(newPacedConn(conn, p.t.o.WriteTimeout), clientTLS(p.t.o.TLS, p.address))
 	ctx, cancel = context.WithTimeout(p.t.ctx, p.t.o.HandshakeTimeout)
 	defer cancel()
 	if err := s.HandshakeContext(ctx); err != nil {
@@ -264,17 +271,17 @@ func (p *peer) use(conn net.Conn) {
 		closeNow(conn)
 		return
 	}
-	p.conn, p.stopped, p.frames, p.connected = conn, nil, 0, p.t.now()
+	w := newFrameWriter(conn, p.t.o.WriteTimeout)
+	p.conn, p.pace, p.stopped, p.answers, p.connected = conn, w.pace, nil, 0, p.t.now()
 	p.suspect, p.greeted = false, false
 	p.attach(conn)
 	if p.silent > 0 {
-		p.silent = p.connected
+		p.silent, p.seen = p.connected, look{}
 	}
 	p.mu.Unlock()
 	p.greet()
 	done := make(chan struct{})
 	go p.read(conn, done)
-	w := frameWriter{conn: conn, timeout: p.t.o.WriteTimeout}
 	for p.take(&w.batch) {
 		if err := w.flush(); err != nil {
 			p.stop(fmt.Errorf("%w: %w", errWrite, err))
@@ -295,8 +302,8 @@ func (p *peer) lost() {
 	}
 	p.conn = nil
 	p.suspect = p.watchers > 0
-	if p.frames == 0 && p.t.now()-p.connected < backoffMax {
-		p.backOff(err) // it was accepted only to be closed: do not try that in a loop
+	if p.answers == 0 && p.t.now()-p.connected < backoffMax {
+		p.backOff(err) // it was accepted only to be closed, perhaps with a greeting: do not try that in a loop
 	} else {
 		p.failures = 0
 	}
@@ -327,9 +334,12 @@ func (p *peer) read(conn net.Conn, done chan<- struct{}) {
 // answered hands an answer to the call it is for.
 func (p *peer) answered(f *frame) {
 	p.mu.Lock()
-	p.frames++
 	p.silent = 0
-	done := p.calls.remove(f.meta.CorrelationID)
+	id := f.meta.CorrelationID
+	done := p.calls.remove(id)
+	if done != nil && id != p.hello {
+		p.answers++
+	}
 	p.mu.Unlock()
 	if done == nil {
 		p.t.stats.late.Add(1)
@@ -349,19 +359,16 @@ func (p *peer) answered(f *frame) {
 // sweep ends calls that have timed out, and returns when to look again.
 func (p *peer) sweep(now time.Duration) (next time.Duration) {
 	p.mu.Lock()
+	before := p.calls.bytes
 	ended := p.calls.expire(now, nil)
 	next = p.calls.earliest
-	// A connection over which nothing comes any more can stay so for minutes, while
-	// TCP waits longer and longer to send again.
-	var silent net.Conn
-	if len(ended) > 0 && p.silent > 0 && now-p.silent >= p.t.o.SilenceTimeout && p.conn != nil {
-		silent = p.conn
-		p.stopHeld(errSilent)
-	}
+	p.abandoned = p.abandonedBytes() + before - p.calls.bytes
+	conn, pace := p.conn, p.pace
+	suspicious := len(ended) > 0 && p.silent > 0 && conn != nil
 	p.mu.Unlock()
-	if silent != nil {
+	if suspicious && p.mute(now, pace) {
 		p.signal()
-		closeNow(silent)
+		closeNow(conn)
 	}
 	if len(ended) > 0 {
 		p.t.stats.timeouts.Add(uint64(len(ended)))
@@ -420,7 +427,7 @@ func (p *peer) greet() {
 	}
 	p.greeted = true
 	deadline := p.t.now() + helloTimeout
-	p.add(&Call{
+	p.hello = p.add(&Call{
 		Service: helloService, Method: helloMethod, Message: [][]byte{hello}, Done: p.introduced,
 	}, deadline, len(hello), 0)
 	wake := p.rouse()

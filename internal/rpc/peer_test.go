@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -95,6 +96,36 @@ func TestConnectionsThatEndAtOnce(t *testing.T) {
 				if err != nil {
 					return
 				}
+				_ = c.Close()
+			}
+		}()
+		client := boot(t, n, "client", 1)
+		client.Watch("server", true)
+		time.Sleep(10 * time.Second)
+		want := 6 + 10*time.Second/(backoffMax*3/4) // 6 until the pauses are as long as they get
+		require.InDelta(t, int(want), n.attempts(), 12)
+	})
+}
+
+// TestGreetedAndHungUpOn: that a watched process says who it is does not make up for what it does then.
+func TestGreetedAndHungUpOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		l, err := n.Listen("tcp", "server")
+		require.NoError(t, err)
+		defer l.Close()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				in := newFrameReader(c, 1<<20, time.Second)
+				f, err := in.next()
+				if err == nil {
+					_, _ = c.Write(EncodeReply(f.meta.CorrelationID, 0, "", nil, nil)) // the client may be gone
+				}
+				time.Sleep(time.Millisecond)
 				_ = c.Close()
 			}
 		}()
@@ -203,6 +234,57 @@ func TestPendingCallsAreBounded(t *testing.T) {
 			require.ErrorIs(t, (<-q).Err, context.DeadlineExceeded, "connecting takes a second at most")
 		}
 		require.EqualValues(t, 2, client.Stats().Backlog)
+	})
+}
+
+// TestTimedOutCallsAreBoundedUntilTheyAreWritten: nobody waits for them any more, but they still have to be sent.
+func TestTimedOutCallsAreBoundedUntilTheyAreWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		l, err := n.Listen("tcp", "server")
+		require.NoError(t, err)
+		defer l.Close()
+		o := n.options()
+		o.MaxPendingBytes, o.WriteTimeout, o.SilenceTimeout = 1000, time.Hour, time.Hour
+		client := start(t, o, StartOptions{Listen: "client"})
+		send := func() error {
+			return (<-ask(client, "server", Call{Message: [][]byte{make([]byte, 100)}, Timeout: 10 * time.Millisecond})).Err
+		}
+		first := ask(client, "server", Call{Timeout: 10 * time.Millisecond})
+		c, err := l.Accept()
+		require.NoError(t, err)
+		defer c.Close()
+		require.ErrorIs(t, (<-first).Err, ErrTimeout)
+		refused := 0
+		for range 100 {
+			if err := send(); errors.Is(err, ErrBacklog) {
+				refused++
+			} else {
+				require.ErrorIs(t, err, ErrTimeout)
+			}
+		}
+		require.Greater(t, refused, 80)
+		p, err := client.peer("server", false)
+		require.NoError(t, err)
+		p.mu.Lock()
+		queued := p.out.queued
+		p.mu.Unlock()
+		require.Less(t, queued, 2000, "heads come on top")
+
+		go func() { // until the test ends
+			in := newFrameReader(c, 1<<20, time.Hour)
+			for {
+				f, err := in.next()
+				if err != nil {
+					return
+				}
+				if _, err = c.Write(EncodeReply(f.meta.CorrelationID, 0, "", nil, nil)); err != nil {
+					return
+				}
+			}
+		}()
+		time.Sleep(time.Second)
+		require.NoError(t, send(), "it is written, and there is room again")
 	})
 }
 

@@ -20,6 +20,9 @@ const (
 	stride    = 64 << 10
 )
 
+// Pinned returns how much memory a view into a message keeps in use that has the given size with its attachment.
+func Pinned(size int) int { return max(size, fullSlab) }
+
 var (
 	errTruncated = errors.New("connection ended within a frame")
 	errStalled   = errors.New("frame does not arrive")
@@ -38,10 +41,14 @@ type frameReader struct {
 	maxBody int
 	timeout time.Duration // for a frame, or 64 KiB of it, from its first byte
 
-	buf  []byte
-	r, w int
-	slab int // size of the next slab
-	grow int // size of the first buffer of a large frame: no more than came before
+	// hold asks whether the memory of a large frame may be so much, and with 0 gives it up. nil: nobody counts.
+	hold func(bytes int) bool
+
+	buf   []byte
+	r, w  int
+	reads int // how often something came
+	slab  int // size of the next slab
+	grow  int // size of the first buffer of a large frame: no more than came before
 
 	partial time.Time // when the frame at r must have got on; zero between frames
 	mark    int       // size of the frame at r at which partial was set
@@ -69,6 +76,9 @@ func (f *frameReader) next() (frame, error) {
 				f.r += need
 				f.partial = time.Time{}
 				f.grow = min(max(f.grow, need), growTrust)
+				if f.hold != nil && need > fullSlab {
+					f.hold(0)
+				}
 				return parseBody(b[baidustd.HeaderSize:need:need], meta)
 			}
 		}
@@ -80,13 +90,16 @@ func (f *frameReader) next() (frame, error) {
 
 // fill reads at least one more byte of the frame at r, which has the given size.
 func (f *frameReader) fill(size int) error {
-	f.room(size)
+	if err := f.room(size); err != nil {
+		return err
+	}
 	for {
 		f.setDeadline()
 		n, err := f.conn.Read(f.buf[f.w:])
 		f.w += n
 		switch {
 		case n > 0:
+			f.reads++
 			return nil
 		case err == nil: // allowed, if strange
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -134,11 +147,11 @@ func (f *frameReader) passed(size int) error {
 }
 
 // room makes room to read more of the frame at r, which has the given size.
-func (f *frameReader) room(size int) {
+func (f *frameReader) room(size int) error {
 	have, free := f.w-f.r, len(f.buf)-f.w
 	switch {
 	case size > fullSlab:
-		f.roomLarge(size, have, free)
+		return f.roomLarge(size, have, free)
 	case f.r+size > len(f.buf) || have == 0 && free < len(f.buf)/16:
 		// What is left is too little for the frame, or for a read that is worth a call.
 		// A frame for which there is room stays: it might come byte by byte.
@@ -146,18 +159,23 @@ func (f *frameReader) room(size int) {
 		f.slab = min(f.slab*4, fullSlab)
 		f.move(make([]byte, n))
 	}
+	return nil
 }
 
 // roomLarge makes room in a buffer that holds nothing but one large frame.
-func (f *frameReader) roomLarge(size, have, free int) {
+func (f *frameReader) roomLarge(size, have, free int) error {
 	if f.r == 0 && free > 0 && len(f.buf) <= size && len(f.buf) > fullSlab {
-		return
+		return nil
 	}
 	n := min(size, f.grow)
 	if have >= n {
 		n = min(size, have*4)
 	}
+	if f.hold != nil && !f.hold(n) {
+		return errPartial
+	}
 	f.move(make([]byte, n))
+	return nil
 }
 
 // move continues in another buffer.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -32,6 +34,8 @@ type serverConn struct {
 	conn   net.Conn
 	remote string
 	names  map[string]string
+	large  partial
+	heard  atomic.Int64 // when something was read last, a time.Duration like TCP.now's
 
 	outlet
 	writing     bool // the writer was started
@@ -47,6 +51,8 @@ func newServerConn(t *TCP, conn net.Conn) *serverConn {
 		t: t, conn: conn, remote: conn.RemoteAddr().String(),
 		names: make(map[string]string), outlet: newOutlet(), resume: make(chan struct{}, 1),
 	}
+	c.large.end = func() { c.close(errPartial) }
+	c.heard.Store(int64(t.now()))
 	c.attach(conn)
 	return c
 }
@@ -87,10 +93,17 @@ func (c *serverConn) handshake() error {
 
 func (c *serverConn) read() error {
 	in := newFrameReader(c.conn, c.t.o.MaxBody, c.t.o.FrameTimeout)
-	for {
+	in.hold = func(bytes int) bool { return c.t.partials.hold(&c.large, bytes) }
+	defer in.hold(0)
+	for reads := 0; ; {
 		f, err := in.next()
 		if err != nil {
 			return err
+		}
+		c.large.proven = true
+		if reads != in.reads { // not for each frame of those that came together
+			reads = in.reads
+			c.heard.Store(int64(c.t.now()))
 		}
 		if !f.meta.IsRequest {
 			return errDirection
@@ -203,7 +216,7 @@ func (c *serverConn) answer(r *Request, code int32, text string, message []byte,
 // write is the writer.
 func (c *serverConn) write() {
 	defer c.t.wg.Done()
-	w := frameWriter{conn: c.conn, timeout: c.t.o.WriteTimeout}
+	w := newFrameWriter(c.conn, c.t.o.WriteTimeout)
 	for c.take(&w.batch) {
 		if err := w.flush(); err != nil {
 			c.close(fmt.Errorf("%w: %w", errWrite, err))
@@ -230,13 +243,13 @@ func (c *serverConn) hello(r *Request) {
 	r.Reply(b)
 }
 
-// evict closes the connection if no frame ever came on it.
-func (c *serverConn) evict() bool {
+// evictable says how good a candidate the connection is when there are too many: the one with the least time goes. ok is false if it must not go.
+func (c *serverConn) evictable(now time.Duration) (heard time.Duration, ok bool) {
 	c.mu.Lock()
-	idle := !c.proven && c.stopped == nil
-	c.mu.Unlock()
-	if idle {
-		c.close(errLimit)
+	defer c.mu.Unlock()
+	if !c.proven {
+		return 0, c.stopped == nil
 	}
-	return idle
+	heard = time.Duration(c.heard.Load())
+	return heard, c.stopped == nil && c.serving == 0 && now-heard >= idleTime
 }

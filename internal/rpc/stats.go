@@ -28,6 +28,7 @@ const (
 	ReasonSilent     = "peer is silent"
 	ReasonHandshake  = "TLS handshake failed"
 	ReasonLimit      = "too many connections"
+	ReasonPartial    = "too much of large frames has not arrived"
 	ReasonAccept     = "accept failed"
 )
 
@@ -36,6 +37,7 @@ var (
 	errSilent    = errors.New("no answer for too long")
 	errHandshake = errors.New("TLS handshake failed")
 	errLimit     = errors.New("too many connections")
+	errPartial   = errors.New("too much memory is held by large frames that have not arrived whole")
 	errAccept    = errors.New("accept failed")
 	errWrite     = errors.New("write failed")
 )
@@ -48,7 +50,7 @@ var reasons = [...]struct {
 	{baidustd.ErrMagic, ReasonMagic}, {baidustd.ErrTooLarge, ReasonTooLarge},
 	{baidustd.ErrMetaSize, ReasonMetaSize}, {baidustd.ErrMeta, ReasonMeta},
 	{errDirection, ReasonDirection}, {errTruncated, ReasonTruncated}, {errStalled, ReasonStalled},
-	{errSilent, ReasonSilent}, {errHandshake, ReasonHandshake}, {errLimit, ReasonLimit},
+	{errSilent, ReasonSilent}, {errHandshake, ReasonHandshake}, {errLimit, ReasonLimit}, {errPartial, ReasonPartial},
 	{errAccept, ReasonAccept}, {os.ErrDeadlineExceeded, ReasonNotReading}, {io.EOF, ReasonClosed},
 }
 

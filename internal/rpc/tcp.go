@@ -15,11 +15,12 @@ import (
 //
 // Ownership: any goroutine may call any method. mu is a leaf lock.
 type TCP struct {
-	o     TCPOptions
-	tls   *tls.Config // of the accepting side
-	start StartOptions
-	base  time.Time // of now
-	stats stats
+	o      TCPOptions
+	tls    *tls.Config // of the accepting side
+	tlsErr error       // why there is none
+	start  StartOptions
+	base   time.Time // of now
+	stats  stats
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -27,6 +28,9 @@ type TCP struct {
 
 	sweepAt atomic.Int64  // when sweep looks at timeouts next, a time.Duration like now's
 	hurry   chan struct{} // capacity 1: sweepAt is earlier than it was
+
+	partials partials
+	evicted  time.Duration // when one that was idle had to go; the acceptor's
 
 	mu       sync.RWMutex
 	started  bool
@@ -43,8 +47,9 @@ func NewTCP(o TCPOptions) *TCP {
 		peers: make(map[string]*peer), accepted: make(map[*serverConn]struct{}),
 	}
 	if o.TLS != nil {
-		t.tls = serverTLS(o.TLS)
+		t.tls, t.tlsErr = serverTLS(o.TLS)
 	}
+	t.partials.max = t.o.MaxPartialBytes
 	t.sweepAt.Store(int64(never))
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -62,6 +67,8 @@ func (t *TCP) Start(o StartOptions) error {
 		return fmt.Errorf("rpc: start: %w", ErrClosed)
 	case t.started:
 		return errors.New("rpc: transport was started before")
+	case t.tlsErr != nil:
+		return fmt.Errorf("rpc: start: %w", t.tlsErr)
 	}
 	l, err := t.o.ListenFunc("tcp", o.Listen)
 	if err != nil {
@@ -217,11 +224,11 @@ func (t *TCP) accept(l net.Listener) {
 }
 
 // admit takes an accepted connection in. At the bound it takes the place of one that
-// never sent a frame, so that idle strangers do not keep peers out.
+// never sent a frame, or else has long been idle, so that strangers do not keep peers out.
 func (t *TCP) admit(conn net.Conn) {
 	t.stats.accepted.Add(1)
 	if t.tls != nil {
-		conn = tls.Server(conn, t.tls)
+		conn = tls.Server(newPacedConn(conn, t.o.WriteTimeout), t.tls)
 	}
 	c := newServerConn(t, conn)
 	t.mu.Lock()
@@ -250,15 +257,30 @@ func (t *TCP) admit(conn net.Conn) {
 	go c.run()
 }
 
-// displace ends a connection that never sent a frame, if there is one.
+// Of connections at the bound.
+const (
+	idleTime   = 10 * time.Second       // what has been quiet for so long may have to go
+	evictPause = 100 * time.Millisecond // those that have to go come back
+)
+
+// displace ends a connection that never sent a frame, if there is one, or the one that has been idle longest.
 func (t *TCP) displace(accepted []*serverConn) bool {
+	now, oldest := t.now(), never
+	var found *serverConn
 	for _, c := range accepted {
-		if c.evict() {
-			t.forget(c)
-			return true
+		if heard, ok := c.evictable(now); ok && heard < oldest {
+			found, oldest = c, heard
 		}
 	}
-	return false
+	if found == nil || oldest > 0 && t.evicted > 0 && now-t.evicted < evictPause {
+		return false
+	}
+	if oldest > 0 {
+		t.evicted = now
+	}
+	found.close(errLimit)
+	t.forget(found)
+	return true
 }
 
 // forget lets an accepted connection go.
