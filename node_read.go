@@ -360,7 +360,7 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 	}
 	// What the leader has committed is committed here as far as the logs are known to be the same.
 	if n.role == RoleFollower && resp.GetTerm() == n.term {
-		n.learnCommit(0, resp.GetIndex())
+		n.learnCommit(n.matched, resp.GetIndex())
 	}
 	if !n.leader.Same(leader) && resp.GetIndex() > n.box.index() {
 		// It is not followed any more, so what it promised may never come here; see unfollow.

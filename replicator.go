@@ -56,7 +56,7 @@ type replicator struct {
 	heartbeatAt time.Time
 	blockedTill time.Time
 	commitAt    time.Time // when to tell an idle peer of a commit
-	commitSent  int64
+	commitSent  int64     // it was told of commits up to here
 	failures    int
 	lastErr     error // why the latest request failed
 	known       int64 // commits that the peer has learned of
@@ -203,7 +203,8 @@ func (r *replicator) keepAlive() {
 	requests, _ := r.p.Inflight()
 	idle := requests == 0 && r.blockedTill.IsZero() && r.p.State != progress.Snapshot
 	r.resting.Store(idle)
-	if !idle || r.commitSent >= r.n.box.index() {
+	// What it does not hold yet comes with a request that tells it the rest.
+	if !idle || r.commitSent >= min(r.n.box.index(), r.p.Match) {
 		r.commitAt = time.Time{}
 	} else if r.commitAt.IsZero() {
 		r.commitAt = r.now.Add(commitDelay)
@@ -216,9 +217,8 @@ func (r *replicator) keepAlive() {
 	}
 	r.commitAt = time.Time{}
 	r.heartbeatAt = r.now.Add(r.interval())
-	r.asking++
-	call := r.heartbeatAfter(r.p.Match)
-	sentAt, life, match, commit := r.now, r.life, r.p.Match, r.commitSent
+	call, match := r.heartbeatAfter(r.p.Match)
+	sentAt, life, commit := r.now, r.life, r.commitSent
 	call.Done = func(rep rpc.Reply) {
 		resp, ok := r.parse(rep, sentAt)
 		if ok && resp.Success && resp.Term == r.term {
@@ -226,6 +226,10 @@ func (r *replicator) keepAlive() {
 		}
 		r.a.Post(func() { r.heartbeatAnswered(rep, resp, ok, life, match, commit) })
 	}
+	if !r.n.lm.leads(r.term) {
+		return // what was read, the commit index too, may be another leader's by now
+	}
+	r.asking++
 	r.n.host.call(r.peer, call)
 }
 
@@ -342,7 +346,7 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 		last = b.Last()
 		size += b.Size()
 	}
-	call = r.finish(call)
+	call = r.finish(call, last)
 	call.Timeout = 2 * r.n.o.ElectionTimeout
 	sent := sentRequest{
 		prev: prev, last: last, size: size, commit: r.commitSent, entries: len(batches) > 0,
@@ -387,9 +391,10 @@ func (r *replicator) head(term, prev, prevTerm int64) *wire.AppendRequest {
 	}
 }
 
-func (r *replicator) finish(call rpc.Call) rpc.Call {
+// finish adds the commit index, which the peer follows up to what the request shows it to hold, and no further.
+func (r *replicator) finish(call rpc.Call, upto int64) rpc.Call {
 	commit := r.n.box.index()
-	r.commitSent = commit
+	r.commitSent = max(r.commitSent, min(commit, upto))
 	m := wire.AppendRequest{Commit: commit, GraftGroup: r.n.groupIDNow.Load()}
 	call.Message = append(call.Message, m.AppendTail(make([]byte, 0, 24)))
 	return call
@@ -405,16 +410,17 @@ func (r *replicator) heartbeat(term int64) rpc.Call {
 	}
 }
 
-// heartbeatAfter makes a heartbeat that tells the peer of commits up to prev, which it
-// is known to hold. A peer that has lost it gives itself away by its answer.
-func (r *replicator) heartbeatAfter(prev int64) rpc.Call {
-	prevTerm := r.n.lm.term(prev)
-	if prevTerm == 0 {
+// heartbeatAfter makes a heartbeat that tells the peer of commits up to match, which it is known to hold. A peer that has
+// lost it gives itself away by its answer. If the log does not hold that any more, the heartbeat matches any log and tells
+// of no commit: the peer needs a snapshot, or what comes next, and learns of it by that. prev is what it is about.
+func (r *replicator) heartbeatAfter(match int64) (call rpc.Call, prev int64) {
+	prevTerm := r.n.lm.term(match)
+	if prev = match; prevTerm == 0 {
 		prev = 0
 	}
-	call := r.finish(r.request(prev, prevTerm))
+	call = r.finish(r.request(prev, prevTerm), match)
 	call.Timeout = r.n.o.ElectionTimeout
-	return call
+	return call, prev
 }
 
 // answered runs where the answer arrives. What it says about durability counts at once.
@@ -523,7 +529,7 @@ func (r *replicator) regressed(last int64) {
 		zap.Int64("acknowledged", r.p.Match), zap.Int64("holds", last))
 	r.life = r.n.box.begin(r.term, r.peer)
 	r.p.Regressed(last)
-	r.known = 0
+	r.known, r.commitSent = 0, 0
 	r.applied.Store(0)
 	if r.watched != nil {
 		r.watched.Regressed()
