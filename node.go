@@ -278,9 +278,11 @@ func (n *Node) step(now time.Time, batch []func()) time.Time {
 			f()
 		}
 	}
+	n.tick()
+	// Behind whatever may end a leadership: only the first of those that wait has woken the node, and what is not taken now
+	// has to have somebody else who will, as there is while this node leads. takeProposals may end it too.
 	n.takeProposals()
 	n.takeReads()
-	n.tick()
 	if n.dirty {
 		n.publish()
 	}
