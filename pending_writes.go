@@ -3,7 +3,8 @@ package graft
 import "sync/atomic"
 
 // pendingWrites counts what a node has submitted to storage and storage has not answered. A node has not ended
-// before that: the next one of the same group begins with what storage says it holds, and takes that for durable.
+// before that: the next one of the same group begins with what storage says it holds, and takes that for durable. Callbacks
+// that are on their way count too.
 //
 // Invariant: last runs once, when close has been called and every write is answered.
 //
@@ -18,14 +19,27 @@ func (p *pendingWrites) open() { p.n.Store(1) }
 // add counts a write; done is called when it has been answered and dealt with.
 func (p *pendingWrites) add() { p.n.Add(1) }
 
+// tryAdd is add for any goroutine and any time: it reports false, and counts nothing, if the end has come.
+func (p *pendingWrites) tryAdd() bool {
+	for {
+		n := p.n.Load()
+		if n == 0 {
+			return false
+		}
+		if p.n.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
 func (p *pendingWrites) done() {
 	if p.n.Add(-1) == 0 {
 		p.last()
 	}
 }
 
-// close has last run once everything is answered, at once if it is. Nothing may be added any more. last must not
-// block.
+// close has last run once everything is answered, at once if it is. Nothing may be added any more, but by tryAdd. last
+// must not block.
 func (p *pendingWrites) close(last func()) {
 	p.last = last
 	p.done()
