@@ -93,11 +93,27 @@ func (b *ballotBox) ack(term int64, peer PeerID, life uint64, index int64) (comm
 	return b.committed, false
 }
 
-// begin starts another life of a follower: it joins, or has lost its disk. Nothing that it acknowledged before counts
-// any more, nor what an answer may still say of that.
+// begin starts the life of a follower that joins. Nothing that it acknowledged before counts any more, nor what an answer
+// may still say of that.
 func (b *ballotBox) begin(term int64, peer PeerID) (life uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.beginLocked(term, peer)
+}
+
+// renew starts another life of a follower that has lost its disk, in place of the one that the caller knows of. It refuses
+// if that is not the present one: the peer was let go meanwhile, and may have joined again.
+func (b *ballotBox) renew(term int64, peer PeerID, life uint64) (next uint64, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if term == 0 || b.term != term || b.lives[peer.ID()] != life {
+		return life, false
+	}
+	return b.beginLocked(term, peer), true
+}
+
+// beginLocked is begin. The caller holds mu.
+func (b *ballotBox) beginLocked(term int64, peer PeerID) (life uint64) {
 	b.lastLife++
 	if term != 0 && b.term == term {
 		delete(b.acked, peer.ID())

@@ -118,12 +118,17 @@ func TestBallotBoxForgetsWhatAPeerHasLost(t *testing.T) {
 	assert.EqualValues(t, 8, box.acknowledgedBy(b))
 	assert.EqualValues(t, 5, box.index())
 
-	second := box.begin(2, b)
+	second, ok := box.renew(2, b, first)
+	assert.True(t, ok)
+	_, ok = box.renew(2, b, first)
+	assert.False(t, ok, "that life has ended")
 	box.ack(2, b, first, 9)
 	box.ack(2, a, 0, 10)
 	assert.Zero(t, box.acknowledgedBy(b))
 	assert.EqualValues(t, 5, box.index())
 	assert.NotEqual(t, second, box.begin(1, b))
+	_, ok = box.renew(1, b, second)
+	assert.False(t, ok)
 	box.ack(2, b, second, 9)
 	assert.EqualValues(t, 9, box.index(), "a life that begins in another term ends none in this")
 }
@@ -138,9 +143,15 @@ func TestBallotBoxForgetsRemovedPeers(t *testing.T) {
 	box.ack(2, a, 0, 10)
 	box.forget(2, b)
 	box.ack(2, b, life, 10)
-	box.begin(2, b)
+	_, ok := box.renew(2, b, life)
+	assert.False(t, ok)
+	again := box.begin(2, b)
 	box.ack(2, b, life, 10)
 	assert.Zero(t, box.index())
+	_, ok = box.renew(2, b, life)
+	assert.False(t, ok)
+	box.ack(2, b, again, 10)
+	assert.EqualValues(t, 10, box.index())
 }
 
 // shape is a configuration by numbers: of the voters of the new half, of those of the old one (0: it is not joint),

@@ -527,7 +527,11 @@ func (r *replicator) lost(resp wire.AppendResponse, life uint64, match int64) bo
 func (r *replicator) regressed(last int64) {
 	r.log.Error("peer has lost entries that it had acknowledged; it is being caught up",
 		zap.Int64("acknowledged", r.p.Match), zap.Int64("holds", last))
-	r.life = r.n.box.begin(r.term, r.peer)
+	life, ok := r.n.box.renew(r.term, r.peer, r.life)
+	if !ok { // this replicator, or the leadership, is over: what has become of the peer is its successor's business
+		return
+	}
+	r.life = life
 	r.p.Regressed(last)
 	r.known, r.commitSent = 0, 0
 	r.applied.Store(0)

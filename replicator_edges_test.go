@@ -240,3 +240,27 @@ func TestADeposedLeaderDoesNotTellOfItsSuccessorsCommits(t *testing.T) {
 	n.lm.store = n.lm.store.(reading).LogStorage
 	s.end()
 }
+
+// M11: a peer's replicator is dropped while it takes in that the peer has lost its disk, and the peer is added again. What it
+// acknowledges to its new replicator counts, whatever the old one still makes of that.
+func TestADroppedReplicatorLeavesItsSuccessorAlone(t *testing.T) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second})
+	s.settles(s.change("add", func(n *Node, done Closure) { n.AddLearner(fourth, done) }))
+	n := s.node
+	old := n.replicators[fourth]
+	n.step(n.now, []func(){func() {
+		n.dropReplicator(old)
+		n.replicatorOf(fourth)
+	}})
+	old.regressed(0) // its step has gone on all the time
+	r := n.replicators[fourth]
+	require.NotSame(t, old, r)
+	n.acknowledged(n.term, fourth, old.life, 2)
+	assert.Zero(t, n.box.acknowledgedBy(fourth), "that is said of an earlier life")
+	n.acknowledged(n.term, fourth, r.life, 2)
+	assert.EqualValues(t, 2, n.box.acknowledgedBy(fourth))
+	r.regressed(0)
+	n.acknowledged(n.term, fourth, r.life, 1)
+	assert.EqualValues(t, 1, n.box.acknowledgedBy(fourth), "it has lost its disk once more")
+	s.end()
+}
