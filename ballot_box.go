@@ -40,15 +40,17 @@ type ballotEpoch struct {
 	conf, old   Configuration
 }
 
-// open starts a leadership whose first own entry is at index first.
-func (b *ballotBox) open(term, first int64) {
+// open starts a leadership whose first own entry is at index first. It refuses if that is committed: then the log lacks
+// what a leader must hold, whoever has said that it was committed.
+func (b *ballotBox) open(term, first int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.term != 0 || first <= b.committed {
-		panic(fmt.Sprintf("graft: ballot box opened at %d in term %d: term %d is open, committed is %d", first, term, b.term, b.committed))
+		return fmt.Errorf("leadership begins at %d in term %d, but %d is committed, and term %d not over", first, term, b.committed, b.term)
 	}
 	b.term, b.first, b.epochs = term, first, b.epochs[:0]
 	b.acked, b.lives = make(map[PeerID]int64), make(map[PeerID]uint64)
+	return nil
 }
 
 // close forgets everything pending. What was committed until then stays.
