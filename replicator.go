@@ -35,7 +35,7 @@ type replicator struct {
 	firstOwn int64 // the index of the leadership's first entry
 
 	woken      atomic.Bool
-	cold       atomic.Bool  // what is to be sent has to be read from storage
+	cold       atomic.Bool  // the next step is likely to need the disk
 	resting    atomic.Bool  // nothing is on the way: a new commit index needs a nudge
 	lastAnswer atomic.Int64 // when the latest answered request was sent, by the host's clock
 	heard      atomic.Bool  // it has answered anything
@@ -127,13 +127,24 @@ func (r *replicator) wake() {
 	}
 }
 
-// post has the actor run f; on this goroutine if it is idle and need not read from storage.
+// post has the actor run f; on this goroutine if it is idle and does not seem to need the disk.
 func (r *replicator) post(f func()) {
 	if r.cold.Load() {
 		r.a.Post(f)
 		return
 	}
 	r.a.PostInline(f)
+}
+
+// elsewhere has the step that is about to use the disk taken on another goroutine, if this one is lent by somebody who does
+// not wait for disks: the reader of a connection, say, which many groups share. It reports whether that is so.
+func (r *replicator) elsewhere() bool {
+	if !r.a.Lent() {
+		return false
+	}
+	r.cold.Store(true)
+	r.a.Post(nil)
+	return true
 }
 
 // nudge says that the commit index has moved.
@@ -194,6 +205,9 @@ func (r *replicator) step(now time.Time, batch []func()) time.Time {
 	r.checkOffer()
 	r.checkCatchup()
 	r.checkLeaving()
+	if r.offer.lent != nil { // to give it back may take the disk too
+		r.cold.Store(true)
+	}
 	r.publish()
 	return r.deadline()
 }
@@ -275,8 +289,12 @@ func (r *replicator) send() {
 			r.sendEntries(nil)
 			return
 		}
+		cold := !r.n.lm.cached(r.p.Next)
+		r.cold.Store(cold)
+		if cold && r.elsewhere() {
+			return
+		}
 		var err error
-		r.cold.Store(!r.n.lm.cached(r.p.Next))
 		r.batches, err = r.n.lm.entries(r.batches, r.p.Next, piece)
 		if err != nil {
 			r.unreadable(err)
@@ -311,7 +329,9 @@ func (r *replicator) limitEntries(n int) {
 // unreadable handles a log that cannot be read.
 func (r *replicator) unreadable(err error) {
 	if errors.Is(err, wal.ErrCompacted) {
-		r.install()
+		if !r.elsewhere() { // it opens a snapshot
+			r.install()
+		}
 		return
 	}
 	if errors.Is(err, wal.ErrClosed) {
