@@ -40,15 +40,17 @@ type ballotEpoch struct {
 	conf, old   Configuration
 }
 
-// open starts a leadership whose first own entry is at index first.
-func (b *ballotBox) open(term, first int64) {
+// open starts a leadership whose first own entry is at index first. It refuses if that is committed: then the log lacks
+// what a leader must hold, whoever has said that it was committed.
+func (b *ballotBox) open(term, first int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.term != 0 || first <= b.committed {
-		panic(fmt.Sprintf("graft: ballot box opened at %d in term %d: term %d is open, committed is %d", first, term, b.term, b.committed))
+		return fmt.Errorf("leadership begins at %d in term %d, but %d is committed, and term %d not over", first, term, b.committed, b.term)
 	}
 	b.term, b.first, b.epochs = term, first, b.epochs[:0]
 	b.acked, b.lives = make(map[PeerID]int64), make(map[PeerID]uint64)
+	return nil
 }
 
 // close forgets everything pending. What was committed until then stays.
@@ -93,11 +95,27 @@ func (b *ballotBox) ack(term int64, peer PeerID, life uint64, index int64) (comm
 	return b.committed, false
 }
 
-// begin starts another life of a follower: it joins, or has lost its disk. Nothing that it acknowledged before counts
-// any more, nor what an answer may still say of that.
+// begin starts the life of a follower that joins. Nothing that it acknowledged before counts any more, nor what an answer
+// may still say of that.
 func (b *ballotBox) begin(term int64, peer PeerID) (life uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.beginLocked(term, peer)
+}
+
+// renew starts another life of a follower that has lost its disk, in place of the one that the caller knows of. It refuses
+// if that is not the present one: the peer was let go meanwhile, and may have joined again.
+func (b *ballotBox) renew(term int64, peer PeerID, life uint64) (next uint64, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if term == 0 || b.term != term || b.lives[peer.ID()] != life {
+		return life, false
+	}
+	return b.beginLocked(term, peer), true
+}
+
+// beginLocked is begin. The caller holds mu.
+func (b *ballotBox) beginLocked(term int64, peer PeerID) (life uint64) {
 	b.lastLife++
 	if term != 0 && b.term == term {
 		delete(b.acked, peer.ID())

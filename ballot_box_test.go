@@ -72,7 +72,7 @@ func TestBallotBoxAgreesWithOneBallotPerEntry(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		var box ballotBox
 		first := 1 + rng.Int64N(100)
-		box.open(3, first)
+		require.NoError(t, box.open(3, first))
 		naive := naiveBox{first: first, committed: 0, acked: map[PeerID]int64{}}
 		last := first - 1
 		conf := confEntry{conf: peersOf(names[:1+rng.IntN(5)]...)}
@@ -110,7 +110,7 @@ func TestBallotBoxAgreesWithOneBallotPerEntry(t *testing.T) {
 func TestBallotBoxForgetsWhatAPeerHasLost(t *testing.T) {
 	var box ballotBox
 	a, b := PeerID{Address: "a:1"}, PeerID{Address: "b:1"}
-	box.open(2, 1)
+	require.NoError(t, box.open(2, 1))
 	box.propose(1, 10, confEntry{conf: peersOf("a", "b", "c")})
 	first := box.begin(2, b)
 	box.ack(2, a, 0, 5)
@@ -118,12 +118,17 @@ func TestBallotBoxForgetsWhatAPeerHasLost(t *testing.T) {
 	assert.EqualValues(t, 8, box.acknowledgedBy(b))
 	assert.EqualValues(t, 5, box.index())
 
-	second := box.begin(2, b)
+	second, ok := box.renew(2, b, first)
+	assert.True(t, ok)
+	_, ok = box.renew(2, b, first)
+	assert.False(t, ok, "that life has ended")
 	box.ack(2, b, first, 9)
 	box.ack(2, a, 0, 10)
 	assert.Zero(t, box.acknowledgedBy(b))
 	assert.EqualValues(t, 5, box.index())
 	assert.NotEqual(t, second, box.begin(1, b))
+	_, ok = box.renew(1, b, second)
+	assert.False(t, ok)
 	box.ack(2, b, second, 9)
 	assert.EqualValues(t, 9, box.index(), "a life that begins in another term ends none in this")
 }
@@ -132,15 +137,21 @@ func TestBallotBoxForgetsWhatAPeerHasLost(t *testing.T) {
 func TestBallotBoxForgetsRemovedPeers(t *testing.T) {
 	var box ballotBox
 	a, b := PeerID{Address: "a:1"}, PeerID{Address: "b:1"}
-	box.open(2, 1)
+	require.NoError(t, box.open(2, 1))
 	box.propose(1, 10, confEntry{conf: peersOf("a", "b", "c")})
 	life := box.begin(2, b)
 	box.ack(2, a, 0, 10)
 	box.forget(2, b)
 	box.ack(2, b, life, 10)
-	box.begin(2, b)
+	_, ok := box.renew(2, b, life)
+	assert.False(t, ok)
+	again := box.begin(2, b)
 	box.ack(2, b, life, 10)
 	assert.Zero(t, box.index())
+	_, ok = box.renew(2, b, life)
+	assert.False(t, ok)
+	box.ack(2, b, again, 10)
+	assert.EqualValues(t, 10, box.index())
 }
 
 // shape is a configuration by numbers: of the voters of the new half, of those of the old one (0: it is not joint),
@@ -197,7 +208,7 @@ func TestMajoritiesAgainstBruteForce(t *testing.T) {
 		for set := range uint(1) << s.peers() {
 			votes := newBallot(e)
 			var box ballotBox
-			box.open(1, 1)
+			require.NoError(t, box.open(1, 1))
 			box.propose(1, 1, e)
 			for i := range s.peers() {
 				if set&(1<<i) == 0 {
@@ -248,7 +259,7 @@ func TestWeakVotesAgainstBruteForce(t *testing.T) {
 
 func TestBallotBoxCountsOnlyItsTermAndItsOwnEntries(t *testing.T) {
 	var box ballotBox
-	box.open(5, 10)
+	require.NoError(t, box.open(5, 10))
 	box.propose(10, 11, confEntry{conf: peersOf("a", "b", "c")})
 	a, b := PeerID{Address: "a:1"}, PeerID{Address: "b:1"}
 	box.ack(4, a, 0, 11)
@@ -269,7 +280,7 @@ func TestBallotBoxCountsOnlyItsTermAndItsOwnEntries(t *testing.T) {
 
 func TestBallotBoxIgnoresStrangersAndLearners(t *testing.T) {
 	var box ballotBox
-	box.open(1, 1)
+	require.NoError(t, box.open(1, 1))
 	conf := MustParseConfiguration("a:1,b:1,c:1:0:2")
 	box.propose(1, 1, confEntry{conf: conf})
 	box.ack(1, PeerID{Address: "a:1"}, 0, 1)

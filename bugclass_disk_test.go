@@ -2,7 +2,9 @@ package graft
 
 import (
 	"fmt"
+	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/vfs"
 	"github.com/graft-raft/graft/internal/wire"
 	"github.com/graft-raft/graft/raftpb"
 )
@@ -112,4 +115,44 @@ func TestAVoteThatFoundNoSpaceIsWrittenLater(t *testing.T) {
 	require.NoError(t, proto.Unmarshal(r.message, m))
 	assert.True(t, m.GetGranted())
 	assert.EqualValues(t, 2, m.GetTerm())
+}
+
+// X10: a disk that hangs holds up those who need it. What a replicator has to read, entries that are in memory no more or a snapshot, is
+// never read on the goroutine that reads a connection, where all other groups' answers from that host would wait too.
+func TestNoConnectionWaitsForTheDisk(t *testing.T) {
+	c := snapshotGroup(t, 3, 3, NodeOptions{CacheBytes: 1, MaxAppendBytes: 2 << 10, MaxInflightRequests: 2})
+	c.startLed()
+	c.fsms[0].filler = 1 << 20
+	var mu sync.Mutex
+	var reads int
+	var lent []string
+	c.disks[0].SetInjector(func(op vfs.Op) error {
+		if op.Kind != vfs.KindRead && op.Kind != vfs.KindOpen {
+			return nil
+		}
+		stack := string(debug.Stack())
+		mu.Lock()
+		defer mu.Unlock()
+		reads++
+		if strings.Contains(stack, ").PostInline(") {
+			lent = append(lent, stack)
+		}
+		return nil
+	})
+	for round := range 4 {
+		c.stop(1)
+		for i := range 30 {
+			c.propose(fmt.Sprint(round, "-", i, strings.Repeat(" ", 1000)))
+		}
+		if round%2 == 1 { // the log is cut: it needs a snapshot
+			require.NoError(t, c.save(0))
+		}
+		c.start(1)
+		c.sameData(0, 1, 2)
+	}
+	require.NotEmpty(t, c.fsms[1].loaded())
+	mu.Lock()
+	defer mu.Unlock()
+	require.NotZero(t, reads)
+	assert.Empty(t, lent)
 }

@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -185,23 +186,36 @@ func (p *PeerID) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// comparePeers orders peers as braft does, by address, port and index.
+// comparePeers orders peers: addresses with an IP first, as braft does, by the number, then those with a name, by its letters; then by port and
+// index. It is 0 for the same peer only. The order of a configuration's peers is part of a group's identity (groupIDOf), so it
+// must not depend on how they were given, and stays as it is.
 func comparePeers(a, b PeerID) int {
 	if a.Address != b.Address {
-		ha, pa := splitAddress(a.Address)
-		hb, pb := splitAddress(b.Address)
-		ia, erra := netip.ParseAddr(strings.Trim(ha, "[]"))
-		ib, errb := netip.ParseAddr(strings.Trim(hb, "[]"))
-		if erra == nil && errb == nil {
-			if c := ia.Compare(ib); c != 0 {
-				return c
-			}
-		} else if c := strings.Compare(ha, hb); c != 0 {
+		if c := compareAddresses(a.Address, b.Address); c != 0 {
 			return c
 		}
-		return pa - pb
 	}
-	return a.Index - b.Index
+	return cmp.Compare(a.Index, b.Index)
+}
+
+func compareAddresses(a, b string) int {
+	ha, pa := splitAddress(a)
+	hb, pb := splitAddress(b)
+	ia, erra := netip.ParseAddr(strings.Trim(ha, "[]"))
+	ib, errb := netip.ParseAddr(strings.Trim(hb, "[]"))
+	c := 0
+	switch {
+	case erra == nil && errb == nil:
+		c = ia.Compare(ib)
+	case erra == nil: // compared by letters with some names, and by number among themselves, they would have no order at all
+		return -1
+	case errb == nil:
+		return 1
+	default:
+		c = strings.Compare(ha, hb)
+	}
+	// Two ways to write one address, which only a PeerID that was not parsed may have, are two addresses.
+	return cmp.Or(c, cmp.Compare(pa, pb), strings.Compare(a, b))
 }
 
 func splitAddress(address string) (host string, port int) {

@@ -54,7 +54,8 @@
 //	internal/rpc/peer.go use          reader of an outgoing connection; ends with it
 //
 // Actors: node (one per node; owns its consensus state), replicator (one per peer while
-// leading), fsm (one per node; calls the StateMachine), snapshot (one per node; saves and
+// leading), fsm (one per node; calls the StateMachine), callback (one per node; calls back those
+// who need not wait for the StateMachine), snapshot (one per node; saves and
 // installs), file (one per snapshot that a follower reads), copy (some per
 // snapshot being installed; write what arrives), wal-lane and wal-keeper (per host; write
 // and prepare the log's files).

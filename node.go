@@ -31,6 +31,7 @@ type Node struct {
 	log   *zap.Logger
 
 	a         *actor.Actor[func()]
+	callbacks *actor.Actor[func()] // see aside
 	store     LogStorage
 	lm        *logManager
 	box       ballotBox
@@ -174,6 +175,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	}
 	n.proposals.init(n)
 	n.a = actor.New(h.env.Exec, "node", n.step)
+	n.callbacks = actor.New(h.env.Exec, "callback", callAll)
 	return n, nil
 }
 
@@ -270,7 +272,8 @@ func (n *Node) soleVoter() bool {
 func (n *Node) post(f func()) bool { return n.a.Post(f) }
 
 // postInline is post for callers that hold no lock and are in no hurry, such as proposers and
-// the readers of connections: an idle node takes its step on their goroutine.
+// the readers of connections: an idle node takes its step on their goroutine. A proposer may hold locks of his own
+// all the same, which is why a step calls nobody back; see aside.
 func (n *Node) postInline(f func()) bool { return n.a.PostInline(f) }
 
 func (n *Node) step(now time.Time, batch []func()) time.Time {
@@ -280,9 +283,11 @@ func (n *Node) step(now time.Time, batch []func()) time.Time {
 			f()
 		}
 	}
+	n.tick()
+	// Behind whatever may end a leadership: only the first of those that wait has woken the node, and what is not taken now
+	// has to have somebody else who will, as there is while this node leads. takeProposals may end it too.
 	n.takeProposals()
 	n.takeReads()
-	n.tick()
 	if n.dirty {
 		n.publish()
 	}
@@ -448,7 +453,7 @@ func (n *Node) leave(role NodeRole, reason error) {
 
 // Apply proposes an entry. It never blocks; Task.Done gets the outcome. Only
 // refusals that are certain at once (too large, overloaded, shut down) run Done before
-// Apply returns.
+// Apply returns. Nobody else is called back in it.
 func (n *Node) Apply(t Task) { n.proposals.add(t) }
 
 // Propose proposes an entry and waits until it is applied here; result is what the
@@ -518,7 +523,7 @@ func (n *Node) Shutdown(done Closure) {
 	if s.over {
 		s.mu.Unlock()
 		if done != nil {
-			n.callBack("shutdown", done)
+			n.aside(func() { n.callBack("shutdown", done) })
 		}
 		return
 	}
@@ -542,7 +547,7 @@ func (n *Node) end() {
 	}
 	n.role, n.dirty = RoleShutdown, true
 	n.proposals.close(reason)
-	n.reads.close(reason)
+	n.tellReads(n.reads.close(reason), 0, reason)
 	n.lm.pending.add()
 	n.snap.stop(n.lm.pending.done)
 	n.fsm.shutdown()
@@ -564,6 +569,29 @@ func (n *Node) ended() {
 	for _, d := range done {
 		n.callBack("shutdown", d)
 	}
+}
+
+// aside has a callback of a user run on a goroutine that belongs to nobody else, for those that cannot wait for the state machine. A
+// step of the node may be running on the goroutine of somebody who has called Apply with a lock held that the
+// callback wants as well. The node has not ended before it has run, unless the node has ended already.
+func (n *Node) aside(call func()) {
+	if !n.lm.pending.tryAddCall() {
+		n.callbacks.Post(call)
+		return
+	}
+	n.callbacks.Post(func() {
+		call()
+		n.lm.pending.calledBack()
+	})
+}
+
+// callAll is the step of an actor that does nothing by itself. It is never closed, as it has nothing to end: who comes late is
+// to be called back too.
+func callAll(_ time.Time, batch []func()) time.Time {
+	for _, call := range batch {
+		call()
+	}
+	return time.Time{}
 }
 
 // callBack runs a Closure with nil.

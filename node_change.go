@@ -63,8 +63,9 @@ func (n *Node) ChangePeers(conf Configuration, done Closure) {
 }
 
 // Change makes conf, learners included, the group's configuration. It returns at once; done gets
-// exactly one outcome. Success is told on the goroutine that calls the state machine, an error on the node's
-// own, without waiting for the state machine: done must not block, and must not call what waits for the node.
+// exactly one outcome, never before Change returns on the same goroutine. Success is told on the goroutine that calls the state
+// machine, an error on another, without waiting for the state machine: done must not block, and must not call what
+// waits for the node.
 //
 //   - nil: conf is committed, and OnConfigurationCommitted has reported it here.
 //   - ErrUnknownOutcome: leadership was lost after the change was in the log. Some later leader finishes it,
@@ -113,7 +114,7 @@ func (n *Node) startChange(op string, o ChangeOptions, target func(Configuration
 		done = func(error) {}
 	}
 	if !n.post(func() { n.beginChange(op, o, target, done) }) {
-		done(&Error{Code: ErrShutdown, Op: op, Group: n.group})
+		n.settleChange(done, &Error{Code: ErrShutdown, Op: op, Group: n.group})
 	}
 }
 
@@ -238,8 +239,7 @@ func (n *Node) settleChange(done Closure, err error) {
 		n.fsm.postAlways(func() { n.fsm.guard("done", func() { done(nil) }) })
 		return
 	}
-	defer n.caught("done")
-	done(err)
+	n.aside(func() { n.callBackWith("done", done, err) })
 }
 
 // doConf carries out what the configuration change asks for.

@@ -234,12 +234,13 @@ func (n *Node) adoptConf() {
 	n.conf, n.dirty = latest, true
 }
 
-// learnCommit takes over the leader's commit index as far as the log is known to be the
-// leader's, up to matched.
-func (n *Node) learnCommit(matched, commit int64) {
-	n.matched = max(n.matched, matched)
+// learnCommit takes over the leader's commit index, but no further than upto: up to there the message that brought it
+// shows the log to be the leader's. That more was matched earlier does not count, nor does it with braft: a commit index is
+// about the log that the message names (Raft thesis §3.6: min(leaderCommit, index of last new entry)).
+func (n *Node) learnCommit(upto, commit int64) {
+	n.matched = max(n.matched, upto)
 	before := n.box.index()
-	if n.box.follow(min(commit, n.matched)) {
+	if n.box.follow(min(commit, upto)) {
 		n.fsm.commit(n.box.index())
 		n.confirmOverride()
 		n.dirty = n.dirty || n.conf.index > before // the configuration may be committed now

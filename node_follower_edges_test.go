@@ -84,12 +84,33 @@ func TestWhatWasMatchedStaysMatched(t *testing.T) {
 		resp := s.leaderMessage(lead, 1, prev, min(prev, 1), 1+prev, entry.Batch{First: prev + 1})
 		assert.True(t, resp.Success)
 		assert.EqualValues(t, 5, resp.StoredIndex, "a probe of %d", prev)
-		assert.EqualValues(t, 3, s.node.Status().CommitIndex, "it is the leader's up to there")
 	}
 	resp := s.leaderMessage(lead, 1, 0, 0, 0, dataAt(1, 1, "a", "b")) // late
 	assert.True(t, resp.Success)
-	s.leaderMessage(lead, 1, 0, 0, 5, entry.Batch{First: 1})
+	s.leaderMessage(lead, 1, 5, 1, 5, entry.Batch{First: 6})
 	assert.EqualValues(t, 5, s.node.Status().CommitIndex)
+}
+
+// C10: a commit index counts up to the entry that the message names, or the last one it carries, and no further, though more was matched
+// earlier: whoever sends it vouches for no more. braft's followers do the same.
+func TestACommitIndexCountsUpToWhatTheMessageNames(t *testing.T) {
+	s := newFollower(t)
+	lead := stagePeers[1]
+	require.True(t, s.leaderMessage(lead, 1, 0, 0, 0, dataAt(1, 1, "a", "b", "c", "d", "e")).Success)
+	for _, m := range []struct {
+		prev, last, commit, want int64
+	}{
+		{prev: 0, last: 0, commit: 5, want: 0},
+		{prev: 2, last: 2, commit: 5, want: 2},
+		{prev: 0, last: 3, commit: 5, want: 3}, // the entries are here already
+		{prev: 1, last: 1, commit: 5, want: 3},
+		{prev: 4, last: 4, commit: 2, want: 3},
+		{prev: 5, last: 5, commit: 9, want: 5},
+	} {
+		b := dataAt(m.prev+1, 1, []string{"a", "b", "c", "d", "e"}[m.prev:m.last]...)
+		require.True(t, s.leaderMessage(lead, 1, m.prev, min(m.prev, 1), m.commit, b).Success)
+		assert.Equal(t, m.want, s.node.Status().CommitIndex, "after %+v", m)
+	}
 }
 
 // E8: no leader has entries of a later term than its own, and none behind one of a later term.

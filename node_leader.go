@@ -13,11 +13,14 @@ import (
 // becomeLeader begins a leadership with the entry that restates the configuration.
 func (n *Node) becomeLeader() {
 	last := n.lm.lastIndex()
+	if err := n.box.open(n.term, last+1); err != nil {
+		n.fail(&Error{Code: ErrCorrupt, Op: "lead", Group: n.group, Index: last + 1, Err: err})
+		return
+	}
 	n.log.Info("leader", zap.Int64("term", n.term), zap.Int64("last_index", last))
 	n.role, n.leader, n.dirty = RoleLeader, n.peer, true
 	n.firstOwn, n.ledAt = last+1, n.now
 	n.lm.setLead(n.term)
-	n.box.open(n.term, n.firstOwn)
 	n.replicators = make(map[PeerID]*replicator)
 	for _, p := range n.conf.peers() {
 		if !p.Same(n.peer) {

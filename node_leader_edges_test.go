@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/graft-raft/graft/internal/entry"
 	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/vfs"
 	"github.com/graft-raft/graft/internal/wire"
 	"github.com/graft-raft/graft/raftpb"
 )
@@ -409,4 +411,71 @@ func TestAChangeWaitsForMajoritiesThatCanVote(t *testing.T) {
 		s.settles(a)
 		s.end()
 	}
+}
+
+// L11, A4: a leader that is removed steps down because its time is up, while reads wait for room for another round. Nobody contacts such a
+// node any more, and it does not campaign, so nothing else will ever wake it: they are refused, and so is each read that comes later.
+func TestReadsOfALeaderWhoseTimeIsUpAreAnswered(t *testing.T) {
+	const timeout = 2 * time.Second
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: timeout})
+	n := s.node
+	s.silent = true
+	s.change("remove", func(n *Node, done Closure) { n.RemovePeer(n.peer, done) })
+	s.until(func() bool { return n.ctx.Stage() == StageStable }, "it is not in the log")
+	s.apply("rest") // which keeps it in office for a while
+	s.pass(10 * time.Millisecond)
+	s.stored = n.conf.index
+	s.until(func() bool { return n.departing != nil }, "it is not committed")
+	s.loyal = false
+	read := func() *owed {
+		a := s.call(fmt.Sprint("read ", len(s.calls)))
+		n.ReadIndexAsync(func(_ int64, err error) { a.closed(err) })
+		s.pass(time.Millisecond)
+		return a
+	}
+	var reads []*owed
+	for range maxRounds + 2 {
+		reads = append(reads, read())
+	}
+	require.False(t, n.reads.empty())
+	s.until(func() bool { return n.role == RoleFollower }, "it stays for ever")
+	s.pass(timeout)
+	for _, a := range append(reads, read()) {
+		require.Equal(t, 1, a.times, a.what)
+		assert.ErrorIs(t, a.err, ErrNotLeader, a.what)
+	}
+	s.end()
+}
+
+// A4: the store fails while nothing of this group is being written, and proposals gather. They are refused when the leader sees it, and so are
+// those that come later.
+func TestProposalsThatGatherWhenTheStoreFailsAreAnswered(t *testing.T) {
+	s := newLeader(t, 1, NodeOptions{})
+	n := s.node
+	g := s.gateOf()
+	g.entries, g.states = true, true // storage is busy with others
+	s.apply("in the log")
+	s.pass(10 * time.Millisecond)
+	require.Greater(t, n.lastOwn, n.fsm.applied.Load())
+	s.fs.SetInjector(vfs.Fail(syscall.EIO, vfs.KindSync))
+	other, err := n.host.StartNode("other", NodeOptions{StateMachine: &recorder{}, InitialConf: stageConf(0)})
+	require.NoError(t, err)
+	s.until(func() bool { return n.host.store.Err() != nil }, "the store does not fail")
+	s.pass(n.quorumAt.Sub(n.host.env.Exec.Now()) - gatherMost/2)
+	gathered := s.apply("gathered")
+	s.pass(gatherMost / 4)
+	require.True(t, n.gathering.Load())
+	require.Equal(t, RoleLeader, n.role)
+	s.pass(time.Second)
+	require.Equal(t, RoleFailed, n.role)
+	late := s.apply("late")
+	s.pass(time.Second)
+	for _, a := range []*owed{gathered, late} {
+		require.Equal(t, 1, a.times, a.what)
+		assert.ErrorIs(t, a.err, ErrNodeFailed, a.what)
+	}
+	g.open()
+	s.end()
+	other.Shutdown(nil)
+	s.pass(time.Second)
 }

@@ -16,6 +16,8 @@ import (
 // read is somebody who waits for a read index.
 type read struct {
 	done func(index int64, err error)
+	// harmless says that done is the library's own and takes no lock that others may hold: it may run in a step of the node.
+	harmless bool
 	// answer takes the place of done, if there is no error, when a follower asks, which waits for its own state
 	// machine. It gets the term of the leader that vouches for the index: the follower may know less than that one.
 	answer func(index, term int64)
@@ -59,15 +61,14 @@ func (q *readQueue) empty() bool {
 	return len(q.reads) == 0
 }
 
-func (q *readQueue) close(err error) {
+// close refuses everything from now on, and returns what was not taken.
+func (q *readQueue) close(err error) []read {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.closed = err
 	reads := q.reads
 	q.reads = nil
-	q.mu.Unlock()
-	for _, r := range reads {
-		r.done(0, err)
-	}
+	return reads
 }
 
 // ReadIndex returns an index that makes a read linearizable, on any replica: whatever was
@@ -76,7 +77,7 @@ func (q *readQueue) close(err error) {
 // On a follower it asks the leader.
 func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
 	w := n.readers.Get().(*readWaiter)
-	n.ReadIndexAsync(w.done)
+	n.readIndex(read{done: w.done, harmless: true})
 	select {
 	case o := <-w.c:
 		n.readers.Put(w)
@@ -105,16 +106,22 @@ func newReadWaiter() any {
 // ReadIndexAsync is ReadIndex with a callback. done runs exactly once, possibly before
 // ReadIndexAsync returns; it must not block.
 func (n *Node) ReadIndexAsync(done func(index int64, err error)) {
-	settle := func(index int64, err error) {
+	n.readIndex(read{done: done})
+}
+
+// readIndex begins a read of this node's user.
+func (n *Node) readIndex(r read) {
+	done := r.done
+	r.done = func(index int64, err error) {
 		n.reads.pending.Add(-1)
 		defer n.caught("read index")
 		done(index, err)
 	}
 	if n.reads.pending.Add(1) > int64(n.o.MaxPendingReads) {
-		settle(0, &Error{Code: ErrOverloaded, Op: "read index", Group: n.group})
+		r.done(0, &Error{Code: ErrOverloaded, Op: "read index", Group: n.group})
 		return
 	}
-	n.addRead(read{done: settle})
+	n.addRead(r)
 }
 
 func (n *Node) addRead(r read) {
@@ -179,11 +186,33 @@ func (n *Node) refuseReads(reads []read, err error) {
 	if len(reads) == 0 {
 		return
 	}
-	n.fsm.settle(func() {
-		for _, r := range reads {
-			r.done(0, err)
+	if n.role == RoleShutdown { // nobody calls the state machine any more
+		n.tellReads(reads, 0, err)
+		return
+	}
+	n.fsm.settle(func() { callReads(reads, 0, err) })
+}
+
+// callReads tells readers the outcome. It must not run in a step of the node; see aside.
+func callReads(reads []read, index int64, err error) {
+	for _, r := range reads {
+		r.done(index, err)
+	}
+}
+
+// tellReads is callReads for a step of the node. It takes the slice over.
+func (n *Node) tellReads(reads []read, index int64, err error) {
+	users := reads[:0]
+	for _, r := range reads {
+		if r.harmless {
+			r.done(index, err)
+		} else {
+			users = append(users, r)
 		}
-	})
+	}
+	if len(users) > 0 {
+		n.aside(func() { callReads(users, index, err) })
+	}
 }
 
 // readRound is one confirmation that the node still leads, for all readers that
@@ -210,7 +239,7 @@ func (n *Node) openRound(reads []read) {
 	n.roundsOpen.Add(1)
 	n.rounds = append(n.rounds, round)
 	if round.votes.grant(n.peer) {
-		round.confirm()
+		round.confirm(n.tellReads)
 		return
 	}
 	for _, r := range n.peersInOrder() {
@@ -237,7 +266,7 @@ func (r *readRound) grant(p PeerID) {
 	won := !r.over && r.votes.grant(p)
 	r.mu.Unlock()
 	if won {
-		r.confirm()
+		r.confirm(callReads)
 	}
 }
 
@@ -256,8 +285,8 @@ func (r *readRound) end() []read {
 	return reads
 }
 
-// confirm lets the readers go on.
-func (r *readRound) confirm() {
+// confirm lets the readers go on. tell tells those whose index is applied by now.
+func (r *readRound) confirm(tell func(reads []read, index int64, err error)) {
 	reads := r.end()
 	local := reads[:0]
 	for _, rd := range reads {
@@ -268,11 +297,7 @@ func (r *readRound) confirm() {
 		}
 	}
 	if len(local) > 0 {
-		r.n.fsm.waitApplied(r.index, func(index int64, err error) {
-			for _, rd := range local {
-				rd.done(index, err)
-			}
-		})
+		r.n.fsm.waitApplied(r.index, func(index int64, err error) { tell(local, index, err) })
 	}
 	if !r.n.reads.empty() {
 		r.n.post(nil)
@@ -331,9 +356,7 @@ func (n *Node) forwardReads(reads []read) {
 		Service: nodeService, Method: methodReadIndex, Message: [][]byte{b}, Timeout: n.o.ElectionTimeout,
 		Done: func(r rpc.Reply) {
 			if !n.post(func() { n.onForwarded(leader, reads, r) }) {
-				for _, rd := range reads {
-					rd.done(0, &Error{Code: ErrShutdown, Op: "read index", Group: n.group})
-				}
+				n.tellReads(reads, 0, &Error{Code: ErrShutdown, Op: "read index", Group: n.group})
 			}
 		},
 	})
@@ -360,18 +383,14 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 	}
 	// What the leader has committed is committed here as far as the logs are known to be the same.
 	if n.role == RoleFollower && resp.GetTerm() == n.term {
-		n.learnCommit(0, resp.GetIndex())
+		n.learnCommit(n.matched, resp.GetIndex())
 	}
 	if !n.leader.Same(leader) && resp.GetIndex() > n.box.index() {
 		// It is not followed any more, so what it promised may never come here; see unfollow.
 		n.refuseReads(reads, n.notLeader("read index"))
 		return
 	}
-	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) {
-		for _, rd := range reads {
-			rd.done(index, err)
-		}
-	})
+	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) { n.tellReads(reads, index, err) })
 }
 
 // onReadIndex serves a follower's read.
@@ -385,6 +404,7 @@ func (n *Node) onReadIndex(req *rpc.Request, m *raftpb.ReadIndexRequest) {
 		return
 	}
 	n.addRead(read{
+		harmless: true,
 		done: func(_ int64, err error) {
 			code := ErrorCode(err)
 			req.Fail(int32(code), code.Error())

@@ -26,6 +26,9 @@ func (n *Node) heedRemoval(peer PeerID, m *raftpb.RequestVoteResponse) {
 	if index <= n.box.index() || n.overridden() || n.role != RoleFollower {
 		return // what is committed here is known here
 	}
+	if term <= 0 { // no entry has such a term, and the log gives that of entries which it does not hold as 0
+		return
+	}
 	if n.lm.term(index) == term { // it is in the log here, and now known to be committed
 		if n.box.follow(index) {
 			n.fsm.commit(index)

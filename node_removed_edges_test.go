@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -142,4 +143,43 @@ func TestARestartedNodeKnowsWhatItHasWrittenDown(t *testing.T) {
 		require.True(t, r.over)
 		assert.EqualValues(t, code, r.code, "group %d", id)
 	}
+}
+
+// M21: what a peer says about a removal moves the commit index only if that entry is in the log here. One without a term is none,
+// whatever its index.
+func TestARemovalWithoutATermCommitsNothing(t *testing.T) {
+	for _, m := range []*raftpb.RequestVoteResponse{
+		{GraftConfIndex: proto.Int64(1 << 40)},
+		{GraftConfIndex: proto.Int64(1 << 40), GraftConfTerm: proto.Int64(0), GraftConfPeers: stageConf(1, 2).strings()},
+		{GraftConfIndex: proto.Int64(math.MaxInt64), GraftConfTerm: proto.Int64(-1), GraftConfPeers: stageConf(1, 2).strings()},
+		{GraftConfIndex: proto.Int64(1), GraftConfPeers: stageConf(1, 2).strings()},
+		{GraftConfIndex: proto.Int64(-1), GraftConfTerm: proto.Int64(-1)},
+	} {
+		s := newStage(t, 3, NodeOptions{ElectionTimeout: time.Second})
+		s.pass(100 * time.Millisecond)
+		m.Term, m.Granted = proto.Int64(0), proto.Bool(false)
+		s.node.onVoteAnswer(s.node.voteRound, PeerID{Address: stagePeers[1]}, m)
+		s.pass(10 * time.Millisecond)
+		assert.Zero(t, s.node.box.index(), "%v", m)
+		assert.False(t, s.node.told, "%v", m)
+		assert.Empty(t, s.fsm.errors(), "%v", m)
+		s.loyal = true
+		s.until(func() bool { return s.node.IsLeader() }, "it does not lead")
+		s.end()
+	}
+}
+
+// T2: a node that took more for committed than its log holds could not lead. It fails, and says why; the process lives.
+func TestWhoTakesMoreForCommittedThanItHoldsDoesNotLead(t *testing.T) {
+	s := newFollower(t)
+	n := s.node
+	require.True(t, n.box.follow(9))
+	n.stepDown(1, ErrHigherTerm)
+	n.role = RoleCandidate
+	n.becomeLeader()
+	s.pass(time.Second)
+	assert.Equal(t, RoleFailed, n.role)
+	assert.ErrorIs(t, n.Status().Err, ErrCorrupt)
+	assert.Len(t, s.fsm.errors(), 1)
+	s.shutDown()
 }

@@ -35,7 +35,7 @@ type replicator struct {
 	firstOwn int64 // the index of the leadership's first entry
 
 	woken      atomic.Bool
-	cold       atomic.Bool  // what is to be sent has to be read from storage
+	cold       atomic.Bool  // the next step is likely to need the disk
 	resting    atomic.Bool  // nothing is on the way: a new commit index needs a nudge
 	lastAnswer atomic.Int64 // when the latest answered request was sent, by the host's clock
 	heard      atomic.Bool  // it has answered anything
@@ -56,7 +56,7 @@ type replicator struct {
 	heartbeatAt time.Time
 	blockedTill time.Time
 	commitAt    time.Time // when to tell an idle peer of a commit
-	commitSent  int64
+	commitSent  int64     // it was told of commits up to here
 	failures    int
 	lastErr     error // why the latest request failed
 	known       int64 // commits that the peer has learned of
@@ -127,13 +127,24 @@ func (r *replicator) wake() {
 	}
 }
 
-// post has the actor run f; on this goroutine if it is idle and need not read from storage.
+// post has the actor run f; on this goroutine if it is idle and does not seem to need the disk.
 func (r *replicator) post(f func()) {
 	if r.cold.Load() {
 		r.a.Post(f)
 		return
 	}
 	r.a.PostInline(f)
+}
+
+// elsewhere has the step that is about to use the disk taken on another goroutine, if this one is lent by somebody who does
+// not wait for disks: the reader of a connection, say, which many groups share. It reports whether that is so.
+func (r *replicator) elsewhere() bool {
+	if !r.a.Lent() {
+		return false
+	}
+	r.cold.Store(true)
+	r.a.Post(nil)
+	return true
 }
 
 // nudge says that the commit index has moved.
@@ -194,6 +205,9 @@ func (r *replicator) step(now time.Time, batch []func()) time.Time {
 	r.checkOffer()
 	r.checkCatchup()
 	r.checkLeaving()
+	if r.offer.lent != nil { // to give it back may take the disk too
+		r.cold.Store(true)
+	}
 	r.publish()
 	return r.deadline()
 }
@@ -203,7 +217,8 @@ func (r *replicator) keepAlive() {
 	requests, _ := r.p.Inflight()
 	idle := requests == 0 && r.blockedTill.IsZero() && r.p.State != progress.Snapshot
 	r.resting.Store(idle)
-	if !idle || r.commitSent >= r.n.box.index() {
+	// What it does not hold yet comes with a request that tells it the rest.
+	if !idle || r.commitSent >= min(r.n.box.index(), r.p.Match) {
 		r.commitAt = time.Time{}
 	} else if r.commitAt.IsZero() {
 		r.commitAt = r.now.Add(commitDelay)
@@ -216,9 +231,8 @@ func (r *replicator) keepAlive() {
 	}
 	r.commitAt = time.Time{}
 	r.heartbeatAt = r.now.Add(r.interval())
-	r.asking++
-	call := r.heartbeatAfter(r.p.Match)
-	sentAt, life, match, commit := r.now, r.life, r.p.Match, r.commitSent
+	call, match := r.heartbeatAfter(r.p.Match)
+	sentAt, life, commit := r.now, r.life, r.commitSent
 	call.Done = func(rep rpc.Reply) {
 		resp, ok := r.parse(rep, sentAt)
 		if ok && resp.Success && resp.Term == r.term {
@@ -226,6 +240,10 @@ func (r *replicator) keepAlive() {
 		}
 		r.a.Post(func() { r.heartbeatAnswered(rep, resp, ok, life, match, commit) })
 	}
+	if !r.n.lm.leads(r.term) {
+		return // what was read, the commit index too, may be another leader's by now
+	}
+	r.asking++
 	r.n.host.call(r.peer, call)
 }
 
@@ -271,8 +289,12 @@ func (r *replicator) send() {
 			r.sendEntries(nil)
 			return
 		}
+		cold := !r.n.lm.cached(r.p.Next)
+		r.cold.Store(cold)
+		if cold && r.elsewhere() {
+			return
+		}
 		var err error
-		r.cold.Store(!r.n.lm.cached(r.p.Next))
 		r.batches, err = r.n.lm.entries(r.batches, r.p.Next, piece)
 		if err != nil {
 			r.unreadable(err)
@@ -307,7 +329,9 @@ func (r *replicator) limitEntries(n int) {
 // unreadable handles a log that cannot be read.
 func (r *replicator) unreadable(err error) {
 	if errors.Is(err, wal.ErrCompacted) {
-		r.install()
+		if !r.elsewhere() { // it opens a snapshot
+			r.install()
+		}
 		return
 	}
 	if errors.Is(err, wal.ErrClosed) {
@@ -342,7 +366,7 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 		last = b.Last()
 		size += b.Size()
 	}
-	call = r.finish(call)
+	call = r.finish(call, last)
 	call.Timeout = 2 * r.n.o.ElectionTimeout
 	sent := sentRequest{
 		prev: prev, last: last, size: size, commit: r.commitSent, entries: len(batches) > 0,
@@ -387,9 +411,10 @@ func (r *replicator) head(term, prev, prevTerm int64) *wire.AppendRequest {
 	}
 }
 
-func (r *replicator) finish(call rpc.Call) rpc.Call {
+// finish adds the commit index, which the peer follows up to what the request shows it to hold, and no further.
+func (r *replicator) finish(call rpc.Call, upto int64) rpc.Call {
 	commit := r.n.box.index()
-	r.commitSent = commit
+	r.commitSent = max(r.commitSent, min(commit, upto))
 	m := wire.AppendRequest{Commit: commit, GraftGroup: r.n.groupIDNow.Load()}
 	call.Message = append(call.Message, m.AppendTail(make([]byte, 0, 24)))
 	return call
@@ -405,16 +430,17 @@ func (r *replicator) heartbeat(term int64) rpc.Call {
 	}
 }
 
-// heartbeatAfter makes a heartbeat that tells the peer of commits up to prev, which it
-// is known to hold. A peer that has lost it gives itself away by its answer.
-func (r *replicator) heartbeatAfter(prev int64) rpc.Call {
-	prevTerm := r.n.lm.term(prev)
-	if prevTerm == 0 {
+// heartbeatAfter makes a heartbeat that tells the peer of commits up to match, which it is known to hold. A peer that has
+// lost it gives itself away by its answer. If the log does not hold that any more, the heartbeat matches any log and tells
+// of no commit: the peer needs a snapshot, or what comes next, and learns of it by that. prev is what it is about.
+func (r *replicator) heartbeatAfter(match int64) (call rpc.Call, prev int64) {
+	prevTerm := r.n.lm.term(match)
+	if prev = match; prevTerm == 0 {
 		prev = 0
 	}
-	call := r.finish(r.request(prev, prevTerm))
+	call = r.finish(r.request(prev, prevTerm), match)
 	call.Timeout = r.n.o.ElectionTimeout
-	return call
+	return call, prev
 }
 
 // answered runs where the answer arrives. What it says about durability counts at once.
@@ -521,9 +547,13 @@ func (r *replicator) lost(resp wire.AppendResponse, life uint64, match int64) bo
 func (r *replicator) regressed(last int64) {
 	r.log.Error("peer has lost entries that it had acknowledged; it is being caught up",
 		zap.Int64("acknowledged", r.p.Match), zap.Int64("holds", last))
-	r.life = r.n.box.begin(r.term, r.peer)
+	life, ok := r.n.box.renew(r.term, r.peer, r.life)
+	if !ok { // this replicator, or the leadership, is over: what has become of the peer is its successor's business
+		return
+	}
+	r.life = life
 	r.p.Regressed(last)
-	r.known = 0
+	r.known, r.commitSent = 0, 0
 	r.applied.Store(0)
 	if r.watched != nil {
 		r.watched.Regressed()

@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -169,4 +170,97 @@ func TestWhatAnotherLeaderWroteIsNotSent(t *testing.T) {
 		assert.Equal(t, calls, r.calls)
 		assert.Equal(t, asked+1, s.asked[methodAppendEntries])
 	}
+}
+
+// reading is storage that has the test do something while it reads.
+type reading struct {
+	LogStorage
+	while func()
+}
+
+func (r reading) Read(first int64, most int) (entry.Batch, error) {
+	b, err := r.LogStorage.Read(first, most)
+	r.while()
+	return b, err
+}
+
+// heard is a transport that keeps the requests of one kind.
+type heard struct {
+	rpc.Transport
+	appends []wire.AppendRequest
+}
+
+func (h *heard) Call(address string, c rpc.Call) {
+	if m, err := wire.ParseAppendRequest(slices.Concat(c.Message...), slices.Concat(c.Attachment...)); c.Method == methodAppendEntries && err == nil {
+		h.appends = append(h.appends, m)
+	}
+	h.Transport.Call(address, c)
+}
+
+// E8: a replicator reads from the disk when the node hears of the next leader, and of what that has committed. Nothing of it is sent
+// under the old term, neither the entries nor the commit index: whoever does not know the next leader yet holds other entries there, and would
+// take those for committed.
+func TestADeposedLeaderDoesNotTellOfItsSuccessorsCommits(t *testing.T) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second, CacheBytes: 1})
+	for range 3 {
+		s.apply("entry")
+		s.pass(100 * time.Millisecond)
+	}
+	s.loyal = false
+	n, committed, term := s.node, s.node.box.index(), s.node.term
+	s.apply("lost")
+	s.apply("lost too")
+	s.pass(time.Second)
+	require.Equal(t, committed, n.box.index())
+	r := n.replicators[PeerID{Address: stagePeers[1]}]
+	r.p = progress.New(1)
+	r.p.SnapshotInstalled(1) // the next one it needs is not in memory any more
+	require.False(t, n.lm.cached(r.p.Next))
+	out := &heard{Transport: n.host.rpc}
+	n.host.rpc = out
+	deposed := false
+	n.lm.store = reading{n.lm.store, func() {
+		if deposed {
+			return
+		}
+		deposed = true
+		b := dataAt(committed+1, term+1, "its", "and its")
+		m := &wire.AppendRequest{
+			GroupID: []byte("g"), ServerID: []byte(stagePeers[2] + ":0"), PeerID: []byte(stagePeers[0] + ":0"),
+			Term: term + 1, PrevTerm: term, PrevIndex: committed, Commit: b.Last(), Entries: b,
+		}
+		req := rpc.NewRequest(raftService, methodAppendEntries, nil, nil, stagePeers[2], func(int32, string, []byte, [][]byte) {})
+		n.step(n.now, []func(){func() { n.onAppend(req, m) }})
+	}}
+	r.heartbeatAt = time.Time{}
+	r.step(n.host.env.Exec.Now(), nil)
+	require.True(t, deposed)
+	require.Equal(t, committed+2, n.box.index())
+	assert.Empty(t, out.appends)
+	n.lm.store = n.lm.store.(reading).LogStorage
+	s.end()
+}
+
+// M11: a peer's replicator is dropped while it takes in that the peer has lost its disk, and the peer is added again. What it
+// acknowledges to its new replicator counts, whatever the old one still makes of that.
+func TestADroppedReplicatorLeavesItsSuccessorAlone(t *testing.T) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second})
+	s.settles(s.change("add", func(n *Node, done Closure) { n.AddLearner(fourth, done) }))
+	n := s.node
+	old := n.replicators[fourth]
+	n.step(n.now, []func(){func() {
+		n.dropReplicator(old)
+		n.replicatorOf(fourth)
+	}})
+	old.regressed(0) // its step has gone on all the time
+	r := n.replicators[fourth]
+	require.NotSame(t, old, r)
+	n.acknowledged(n.term, fourth, old.life, 2)
+	assert.Zero(t, n.box.acknowledgedBy(fourth), "that is said of an earlier life")
+	n.acknowledged(n.term, fourth, r.life, 2)
+	assert.EqualValues(t, 2, n.box.acknowledgedBy(fourth))
+	r.regressed(0)
+	n.acknowledged(n.term, fourth, r.life, 1)
+	assert.EqualValues(t, 1, n.box.acknowledgedBy(fourth), "it has lost its disk once more")
+	s.end()
 }

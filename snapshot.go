@@ -107,7 +107,8 @@ func (n *Node) Snapshot(done Closure) {
 		done = func(error) {}
 	}
 	if !n.snap.a.Post(func() { n.snap.save(done) }) {
-		done(&Error{Code: ErrShutdown, Op: opSaveSnapshot, Group: n.group})
+		err := &Error{Code: ErrShutdown, Op: opSaveSnapshot, Group: n.group}
+		n.aside(func() { n.callBackWith(opSaveSnapshot, done, err) })
 	}
 }
 

@@ -203,7 +203,7 @@ func (s *snapshotter) saveUnasked() {
 	})
 }
 
-// save begins to save a snapshot. done runs on the node's actor, or here if nothing is begun.
+// save begins to save a snapshot. done runs aside, or here if nothing is begun.
 func (s *snapshotter) save(done Closure) {
 	if err := s.busy(); err != nil {
 		s.n.callBackWith(opSaveSnapshot, done, err)
@@ -311,7 +311,7 @@ func (s *snapshotter) saved(sv *snapshotSave, base logBase, err error) {
 			s.log.Info("saved a snapshot", zap.Int64("index", base.index), zap.Duration("to_publish", s.n.host.env.Exec.Now().Sub(began)))
 		}
 	}
-	if !s.n.post(func() { s.n.compact(); s.n.callBackWith(opSaveSnapshot, sv.done, err) }) {
+	if !s.n.post(func() { s.n.compact(); s.n.aside(func() { s.n.callBackWith(opSaveSnapshot, sv.done, err) }) }) {
 		s.n.callBackWith(opSaveSnapshot, sv.done, err)
 	}
 }

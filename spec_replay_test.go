@@ -161,7 +161,7 @@ func (g *specGroup) becomeLeader(c int) {
 	g.leaders[s.term] = c
 	g.complete(s)
 	s.lead, s.acked = true, make(map[PeerID]int64)
-	s.box.open(s.term, s.last()+1)
+	require.NoError(g.t, s.box.open(s.term, s.last()+1))
 	g.doConf(s, s.ctx.Lead(s.conf.conf, s.conf.old))
 }
 

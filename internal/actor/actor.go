@@ -51,6 +51,7 @@ type Actor[T any] struct {
 	name string
 	step func(now time.Time, batch []T) (deadline time.Time)
 	done chan struct{}
+	lent bool // the step's: it runs on the goroutine of somebody who posted
 
 	mu        sync.Mutex // guards the fields below
 	queue     []T
@@ -109,7 +110,7 @@ func (a *Actor[T]) PostInline(v T) bool {
 	mine := !a.scheduled
 	a.scheduled = true
 	a.mu.Unlock()
-	if mine && a.runOnce() {
+	if mine && a.handle(true) {
 		a.exec.run(a)
 	}
 	return true
@@ -129,6 +130,10 @@ func (a *Actor[T]) Close() {
 		a.exec.run(a)
 	}
 }
+
+// Lent reports, within a step, whether it runs on the goroutine of somebody who called PostInline, and so must not
+// block. What the step posts to its own actor is handled on another one.
+func (a *Actor[T]) Lent() bool { return a.lent }
 
 // Done is closed after the last batch was handled.
 func (a *Actor[T]) Done() <-chan struct{} { return a.done }
@@ -157,8 +162,12 @@ func (a *Actor[T]) poke() {
 func (a *Actor[T]) label() string { return a.name }
 
 // runOnce handles one batch and says whether there is more to do.
-func (a *Actor[T]) runOnce() (again bool) {
+func (a *Actor[T]) runOnce() (again bool) { return a.handle(false) }
+
+// handle is runOnce on a goroutine that is lent, or is not.
+func (a *Actor[T]) handle(lent bool) (again bool) {
 	a.mu.Lock()
+	a.lent = lent
 	batch := a.queue
 	a.queue, a.spare = a.spare[:0], nil
 	closed := a.closed

@@ -126,3 +126,40 @@ func TestTheEarliestDeadlineComesFirst(t *testing.T) {
 		}
 	}
 }
+
+// A step that runs on the goroutine of whoever posted knows that, and what it posts to its own actor is handled on another one.
+func TestAStepKnowsWhetherItsGoroutineIsLent(t *testing.T) {
+	type seen struct {
+		message int
+		lent    bool
+	}
+	var a *Actor[int]
+	handled := make(chan seen, 10)
+	a = New(newGoroutines(t), "lent", func(_ time.Time, batch []int) time.Time {
+		for _, m := range batch {
+			handled <- seen{m, a.Lent()}
+			if m < 2 && a.Lent() {
+				a.Post(m + 1)
+			}
+		}
+		return noDeadline
+	})
+	a.PostInline(1)
+	next := func(want seen) {
+		t.Helper()
+		select {
+		case got := <-handled:
+			if got != want {
+				t.Fatalf("handled %+v, want %+v", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%+v is not handled", want)
+		}
+	}
+	next(seen{1, true})
+	next(seen{2, false})
+	a.Post(3)
+	next(seen{3, false})
+	a.Close()
+	<-a.Done()
+}
