@@ -87,6 +87,7 @@ type Node struct {
 	override     wal.Override // what ResetPeers has done, until a leader has confirmed a configuration
 	told         bool         // another member knows that this node has no vote any more
 	gone         bool         // and that it is no member
+	wasMember    bool         // it was one, which the log does not say any more
 	ctx          ConfigurationCtx
 	change       *confChange // what a user waits for, nil if nobody does
 	advanceAt    time.Time   // when to look again whether the new majority answers
@@ -164,6 +165,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	lm.onDurable = n.onDurable
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
 	n.recoverLog(r, base)
+	n.recoverMembership(r)
 	if n.durable != nil {
 		n.fsm.bound = lm.durableIndex
 		if err := n.fsm.tellConf(); err != nil {

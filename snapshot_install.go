@@ -268,6 +268,7 @@ func (n *Node) adoptSnapshot(base logBase, term int64, group uint64, durable fun
 		return
 	}
 	n.adoptGroup(group)
+	n.rememberMembership(base.conf)
 	committed := n.box.index()
 	n.box.follow(base.index)
 	if n.term == term { // what is committed is the leader's
@@ -306,7 +307,8 @@ func (n *Node) afterInstall() {
 
 // compact drops the entries that snapshots include and nobody needs any more.
 func (n *Node) compact() {
-	if n.active() {
+	if n.active() && n.snap.opened() != nil {
+		n.rememberMembership(n.lm.confAt(n.box.index())) // a restart takes a snapshot's for the first, be the log longer
 		n.lm.truncatePrefix(n.snap.keepFrom() + 1)
 	}
 }
