@@ -229,6 +229,7 @@ func (s *snapshotter) save(done Closure) {
 		s.n.callBackWith(opSaveSnapshot, done, s.note(s.errorOf(opSaveSnapshot, 0, err)))
 		return
 	}
+	w.Watch = s.watch(0)
 	sv := &snapshotSave{w: w, done: done}
 	s.saving = sv
 	s.show(func(v *SnapshotStatus) { v.State, v.NextIndex = SnapshotSaving, applied })
