@@ -133,7 +133,8 @@ func (s *snapshotter) begin(in *install) {
 	s.inst, s.begun = in, in.base.index
 	s.incoming.Store(in.base.index)
 	s.show(func(v *SnapshotStatus) {
-		v.State, v.NextIndex, v.From, v.Done, v.Total, v.Rate = SnapshotCopying, in.base.index, in.address, 0, 0, 0
+		v.State, v.NextIndex, v.From = SnapshotCopying, in.base.index, in.address
+		v.Done, v.Total, v.Resumed, v.Rate = 0, 0, 0, 0
 	})
 	s.termChanged() // it may have before the node could see that there is an install
 }
@@ -177,7 +178,7 @@ func (s *snapshotter) giveUp(in *install, err error) {
 	}
 	s.mu.Lock()
 	s.copying = nil
-	s.view.State, s.view.NextIndex, s.view.From, s.view.Rate = SnapshotIdle, 0, "", 0
+	s.view.State, s.view.NextIndex, s.view.From, s.view.Resumed, s.view.Rate = SnapshotIdle, 0, "", 0, 0
 	s.mu.Unlock()
 	code := ErrorCode(err)
 	if code != ErrShutdown && code != ErrNewLeader {
