@@ -32,6 +32,7 @@ type install struct {
 	address string
 	reader  int64
 	graft   bool // the sender answers reads in any order, several at a time
+	placed  bool // it counts among the host's receives
 	loading bool
 
 	writers  []*copyWriter
@@ -129,7 +130,7 @@ func (s *snapshotter) begin(in *install) {
 	if in.graft {
 		in.patience = copyPatience
 	}
-	in.writers = s.newWriters()
+	in.placed, in.writers = true, s.newWriters()
 	s.inst, s.begun = in, in.base.index
 	s.incoming.Store(in.base.index)
 	s.show(func(v *SnapshotStatus) {
@@ -199,19 +200,29 @@ func (s *snapshotter) giveUp(in *install, err error) {
 func (s *snapshotter) over(in *install) {
 	s.inst = nil
 	s.incoming.Store(0)
-	s.n.host.receives.leave()
+	s.leavePlace(in)
 	for _, w := range in.writers {
 		w.Close()
 	}
 }
 
+// leavePlace lets another copy to this host begin.
+func (s *snapshotter) leavePlace(in *install) {
+	if in.placed {
+		in.placed = false
+		s.n.host.receives.leave()
+	}
+}
+
 // complete publishes what was copied, and has the state machine load it.
 func (s *snapshotter) complete(in *install) {
+	s.leavePlace(in)
+	copied := in.copy.Progress()
 	r, err := in.copy.Commit()
 	in.copy = nil
 	s.mu.Lock()
 	s.copying = nil
-	s.view.Done = s.view.Total
+	s.view.Done, s.view.Total = copied.Done, copied.Total
 	s.mu.Unlock()
 	if err == nil {
 		if err = r.Verify(s.watch(0)); err != nil {
