@@ -166,6 +166,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
 	n.recoverLog(r, base)
 	n.recoverMembership(r)
+	n.snap.replay.begin(n.fsm.applied.Load(), lm.lastIndex(), h.env.Exec.Now())
 	if n.durable != nil {
 		n.fsm.bound = lm.durableIndex
 		if err := n.fsm.tellConf(); err != nil {

@@ -43,7 +43,8 @@ type snapshotter struct {
 	stopping atomic.Bool  // work on the disk is given up
 	last     atomic.Int64 // index of the newest snapshot; 0: none
 	incoming atomic.Int64 // index of the one being installed; 0: none
-	resumed  atomic.Int64 // bytes that the latest install found to be there already
+
+	replay replay
 
 	// How much the state machine has applied, and what follows from it.
 	bytes atomic.Int64 // since the last snapshot was begun
@@ -157,6 +158,7 @@ func (s *snapshotter) step(now time.Time, batch []func()) time.Time {
 func (s *snapshotter) onApplied(index, bytes int64) {
 	grown := s.bytes.Add(bytes)
 	s.total.Add(bytes)
+	s.replay.onApplied(index, s.n)
 	if s.off.Load() {
 		return
 	}
