@@ -241,6 +241,7 @@ func (n *Node) start() {
 	n.post(func() {
 		n.dirty, n.startedAt = true, n.now
 		n.lm.retry(n.box.index()) // the log may have to begin behind the snapshot
+		n.compact()               // which a crash may have kept from being done when the snapshot was saved
 		if n.savedTerm.Load() != n.term {
 			n.save()
 		}

@@ -252,6 +252,7 @@ func (s *snapshotter) loaded(in *install, info snapdir.Info, err error) {
 		return
 	}
 	s.took(in.base, info)
+	s.bytes.Store(0)
 	term := in.term // which a repeated request may change
 	s.n.post(func() {
 		s.n.adoptSnapshot(in.base, term, info.GroupID, func() { s.a.Post(func() { s.installed(in) }) })
@@ -265,7 +266,7 @@ func (s *snapshotter) installed(in *install) {
 	}
 	s.over(in)
 	s.show(func(v *SnapshotStatus) { v.State, v.NextIndex, v.From, v.Err = SnapshotIdle, 0, "", nil })
-	s.unasked()
+	s.unasked(in.base.index)
 	s.log.Info("installed a snapshot", zap.Int64("index", in.base.index), zap.Duration("took", s.now.Sub(in.began)))
 	s.n.post(s.n.afterInstall)
 	if !s.n.post(func() { s.n.answerInstall(in.req, true) }) {

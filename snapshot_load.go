@@ -117,13 +117,11 @@ func (s *snapshotter) choose(store *snapdir.Store, r wal.Recovered, above int64)
 		if err == nil {
 			return snap, base, nil, nil
 		}
-		var damage *snapdir.DamageError
-		if !errors.As(err, &damage) && !errors.Is(err, snapdir.ErrManifest) && info.Damage == nil {
+		if info.Damage == nil && !isDamage(err) {
 			return nil, base, nil, s.errorOf("start node", info.Index, err)
 		}
-		s.log.Error("a snapshot is damaged and is not loaded", zap.Int64("index", info.Index), zap.String("path", info.Path), zap.Error(err))
-		s.note(&Error{Code: ErrCorrupt, Op: opLoadSnapshot, Group: s.n.group, Index: info.Index, Err: err})
-		bad = append(bad, fmt.Errorf("snapshot %d: %w", info.Index, err))
+		s.log.Error("a snapshot is damaged or cannot be read, and is not loaded", zap.Int64("index", info.Index), zap.String("path", info.Path), zap.Error(err))
+		bad = append(bad, s.note(s.errorOf(opLoadSnapshot, info.Index, err)))
 	}
 	return nil, logBase{}, bad, nil
 }
@@ -192,6 +190,10 @@ func (s *snapshotter) needsNone(r wal.Recovered, bad []error) error {
 	}
 	if bad == nil {
 		bad = []error{errors.New("there is none")}
+	}
+	if errors.Is(errors.Join(bad...), ErrIO) { // which is another matter than being damaged, and may pass
+		return &Error{Code: ErrIO, Op: "start node", Group: s.n.group, Index: r.First, Err: fmt.Errorf(
+			"the log begins at %d and needs a snapshot in %s, which cannot be read: %w", r.First, s.dir, errors.Join(bad...))}
 	}
 	return &Error{Code: ErrCorrupt, Op: "start node", Group: s.n.group, Index: r.First, Err: fmt.Errorf(
 		"the log begins at %d and needs a snapshot in %s (%w): bring back that directory as it was, "+
