@@ -22,6 +22,9 @@ func (e confEntry) hasVoter(p PeerID) bool {
 	return e.conf.ContainsVoter(p) || e.old.ContainsVoter(p)
 }
 
+// has reports whether the peer is in one of the halves, whatever it is there.
+func (e confEntry) has(p PeerID) bool { return e.conf.Contains(p) || e.old.Contains(p) }
+
 // peers returns everybody who gets the log: both halves, each peer once.
 func (e confEntry) peers() []PeerID {
 	all := e.conf.Peers()
@@ -61,6 +64,7 @@ type confHistory struct {
 	base     confEntry // in force before the first entry: the initial configuration, or a snapshot's
 	entries  []confEntry
 	override confEntry // term is 0 if there is none
+	former   PeerID    // it was a member before base; the zero value: of nobody that is known
 }
 
 // overrides reports whether e gives way to the override.
@@ -119,13 +123,23 @@ func (h *confHistory) votes(p PeerID, commit int64) bool {
 // removed reports whether the peer was a member once, and is none any more by what is committed and all that
 // comes after it.
 func (h *confHistory) removed(p PeerID, commit int64) bool {
-	had := func(e confEntry) bool { return e.conf.Contains(p) || e.old.Contains(p) }
+	has := func(e confEntry) bool { return e.has(p) }
 	e := h.at(commit)
-	if e.conf.Empty() || had(e) || had(h.last()) {
+	if e.conf.Empty() || has(e) || has(h.last()) {
 		return false
 	}
-	n := sort.Search(len(h.entries), func(i int) bool { return h.entries[i].index > commit })
-	return !slices.ContainsFunc(h.entries[n:], had) && (had(h.base) || slices.ContainsFunc(h.entries[:n], had))
+	return h.wasMember(p, commit) && !slices.ContainsFunc(h.entries[h.upTo(commit):], has)
+}
+
+// wasMember reports whether a configuration that is committed has the peer, or had it before the history begins.
+func (h *confHistory) wasMember(p PeerID, commit int64) bool {
+	has := func(e confEntry) bool { return e.has(p) }
+	return h.former.Same(p) || has(h.base) || slices.ContainsFunc(h.entries[:h.upTo(commit)], has)
+}
+
+// upTo is how many entries there are up to an index.
+func (h *confHistory) upTo(index int64) int {
+	return sort.Search(len(h.entries), func(i int) bool { return h.entries[i].index > index })
 }
 
 func (h *confHistory) append(e confEntry) { h.entries = append(h.entries, e) }

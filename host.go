@@ -86,6 +86,7 @@ func NewHost(o HostOptions) (*Host, error) {
 		h.endEnv()
 		return nil, storageError("new host", err)
 	}
+	h.log.Info("opened the log", zap.String("dir", w.Dir), zap.Duration("took", h.env.Exec.Now().Sub(h.base)))
 	h.store = store
 	h.rpc = o.Transport
 	if h.rpc == nil {

@@ -496,7 +496,7 @@ func statusMessage(s Status) *raftpb.GroupStatusResponse {
 func snapshotMessage(s SnapshotStatus) *raftpb.SnapshotStatus {
 	m := &raftpb.SnapshotStatus{
 		Index: &s.Index, Term: &s.Term, Bytes: &s.Bytes, State: proto.String(s.State.String()), NextIndex: &s.NextIndex,
-		DoneBytes: &s.Done, Rate: &s.Rate, Error: optionalError(s.Err),
+		DoneBytes: &s.Done, ResumedBytes: &s.Resumed, Rate: &s.Rate, Error: optionalError(s.Err),
 	}
 	if s.From != "" {
 		m.From = &s.From

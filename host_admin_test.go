@@ -622,7 +622,8 @@ func TestStatusTravelsWhole(t *testing.T) {
 			SnapshotIndex: 3, SnapshotDone: 1, SnapshotTotal: 2,
 		}},
 		Snapshot: SnapshotStatus{
-			Index: 1, Term: 2, Bytes: 3, State: SnapshotCopying, NextIndex: 4, From: "c:1", Done: 5, Total: 6, Rate: 7, Err: errors.New("full"),
+			Index: 1, Term: 2, Bytes: 3, State: SnapshotCopying, NextIndex: 4, From: "c:1", Done: 5, Total: 6, Resumed: 8, Rate: 7,
+			Err: errors.New("full"),
 		},
 	}
 	got := statusMessage(s)
@@ -642,7 +643,8 @@ func TestStatusTravelsWhole(t *testing.T) {
 		}},
 		Snapshot: &raftpb.SnapshotStatus{
 			Index: proto.Int64(1), Term: proto.Int64(2), Bytes: proto.Int64(3), State: proto.String("copying"), NextIndex: proto.Int64(4),
-			From: proto.String("c:1"), DoneBytes: proto.Int64(5), TotalBytes: proto.Int64(6), Rate: proto.Float64(7), Error: proto.String("full"),
+			From: proto.String("c:1"), DoneBytes: proto.Int64(5), TotalBytes: proto.Int64(6), ResumedBytes: proto.Int64(8), Rate: proto.Float64(7),
+			Error: proto.String("full"),
 		},
 	}
 	assert.True(t, proto.Equal(want, got), "%v", got)

@@ -228,6 +228,20 @@ func (l *logManager) removed(p PeerID, commit int64) bool {
 	return l.confs.removed(p, commit)
 }
 
+// wasMember reports whether the peer was a member once, by what is committed.
+func (l *logManager) wasMember(p PeerID, commit int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.confs.wasMember(p, commit)
+}
+
+// setFormer says who was a member once, whatever the log that is left says.
+func (l *logManager) setFormer(p PeerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.confs.former = p
+}
+
 // setOverride puts a configuration in force by hand, until an entry of its term or a later one is
 // appended. The zero value is none.
 func (l *logManager) setOverride(e confEntry) {

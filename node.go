@@ -88,6 +88,7 @@ type Node struct {
 	override     wal.Override // what ResetPeers has done, until a leader has confirmed a configuration
 	told         bool         // another member knows that this node has no vote any more
 	gone         bool         // and that it is no member
+	wasMember    bool         // it was one, which the log does not say any more
 	ctx          ConfigurationCtx
 	change       *confChange // what a user waits for, nil if nobody does
 	advanceAt    time.Time   // when to look again whether the new majority answers
@@ -167,6 +168,8 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	lm.onCut = func() { n.post(n.onCut) }
 	lm.onError = func(err error) { n.post(func() { n.onStorageError(err) }) }
 	n.recoverLog(r, base)
+	n.recoverMembership(r)
+	n.snap.replay.begin(n.fsm.applied.Load(), lm.lastIndex(), h.env.Exec.Now())
 	if n.durable != nil {
 		n.fsm.bound = lm.durableIndex
 		if err := n.fsm.tellConf(); err != nil {
@@ -242,6 +245,7 @@ func (n *Node) start() {
 	n.post(func() {
 		n.dirty, n.startedAt = true, n.now
 		n.lm.retry(n.box.index()) // the log may have to begin behind the snapshot
+		n.compact()               // which a crash may have kept from being done when the snapshot was saved
 		if n.savedTerm.Load() != n.term {
 			n.save()
 		}

@@ -52,7 +52,7 @@ func (n *Node) submitHard() {
 	if !n.vote.IsZero() {
 		vote = n.vote.String()
 	}
-	h := wal.HardState{Term: term, Vote: vote, GroupID: n.groupID, Waiting: n.waiting, Override: n.override}
+	h := wal.HardState{Term: term, Vote: vote, GroupID: n.groupID, Waiting: n.waiting, WasMember: n.wasMember, Override: n.override}
 	n.lm.pending.add()
 	commit := n.lm.stored(n.box.index()) // see logManager.append
 	n.store.SaveHardState(h, commit, func(err error) {

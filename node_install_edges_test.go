@@ -11,6 +11,7 @@ import (
 
 	"github.com/graft-raft/graft/internal/progress"
 	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wire"
 )
 
 // on runs f on the replicator's actor and waits for it.
@@ -52,12 +53,26 @@ func laggard(t *testing.T) (c *cluster, release func()) {
 	return c, held.release
 }
 
+// copying is a group of three led by host 0, whose host 2 copies a snapshot and gets no more of it than the manifest.
+func copying(t *testing.T) *cluster {
+	c := snapshotGroup(t, 3, 3, NodeOptions{})
+	c.startLed()
+	c.stop(2)
+	c.fsms[0].filler = 3 << 20
+	c.proposeMany("a", 10)
+	require.NoError(t, c.save(0))
+	c.net.set(noFiles(1))
+	c.start(2)
+	c.status(2, func(s Status) bool { return s.Snapshot.State == SnapshotCopying && s.Snapshot.Total > 0 }, "it does not begin")
+	c.eventually(func() bool { return c.hosts[0].sends.inUse() == 1 }, "it has no place")
+	return c
+}
+
 // S5: a peer that falls silent in the middle of an install gives its place among the sends back, and so that nothing is kept
 // for it for ever when it has come back.
 func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
-	c, release := laggard(t)
+	c := copying(t)
 	r := c.replicatorTo(0, 2)
-	require.Equal(t, 1, c.hosts[0].sends.inUse())
 	require.Equal(t, 1, c.nodes[0].snap.keptLogs())
 	c.net.set(isolate(2))
 	ago := func() { r.lastAnswer.Store(-int64(time.Hour)) }
@@ -69,11 +84,81 @@ func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
 		return c.hosts[0].sends.inUse() == 0 && c.hosts[0].files.lent() == 0 && c.nodes[0].snap.keptLogs() == 0
 	}, "what is held ready for a silent peer")
 	c.net.set()
-	release()
 	c.sameData(0, 1, 2)
 	c.propose("b")
 	c.eventually(func() bool { return c.nodes[0].snap.keptLogs() == 0 }, "the log is still kept")
 	assert.Zero(t, c.hosts[0].sends.inUse())
+}
+
+// A peer that has all of a snapshot, and only loads it, takes nobody's place, at either end. What is needed for it stays.
+func TestWhoLoadsASnapshotTakesNobodysPlace(t *testing.T) {
+	c := snapshotGroup(t, 5, 5, NodeOptions{ElectionTimeout: 3 * time.Second}) // the leader stays
+	c.throttle = SnapshotThrottle{Sends: 1, Receives: 1}
+	c.startLed()
+	c.stop(3)
+	c.stop(4)
+	c.proposeMany("a", 10)
+	require.NoError(t, c.save(0))
+	held := newHoldup(t)
+	c.prepare = func(i int, r *recorder) {
+		r.snapshots = true
+		if i == 3 {
+			r.onLoad = held.load
+		}
+	}
+	c.start(3)
+	held.reached()
+	assert.Zero(t, c.hosts[3].receives.inUse())
+	c.start(4)
+	c.propose("b")
+	c.sameData(0, 1, 2, 4)
+	assert.NotEmpty(t, c.fsms[4].loaded())
+	assert.Equal(t, SnapshotLoading, c.nodes[3].Status().Snapshot.State)
+	c.eventually(func() bool { return c.hosts[0].files.lent() == 1 && c.nodes[0].snap.keptLogs() == 1 }, "not what the one that loads needs")
+	assert.Zero(t, c.hosts[0].sends.inUse())
+	held.release()
+	c.sameData(0, 1, 2, 3, 4)
+	c.eventually(func() bool { return c.hosts[0].files.lent() == 0 && c.nodes[0].snap.keptLogs() == 0 }, "it is kept for ever")
+	assert.Zero(t, c.hosts[0].sends.inUse())
+	assert.Zero(t, c.hosts[3].receives.inUse())
+}
+
+// A peer that does not say how far it is, braft's, gives its place back when it has read as much as there is; one that has begun
+// anew takes one again, if there is one.
+func TestThePlaceOfWhoReadsAgain(t *testing.T) {
+	c := copying(t)
+	r, sends := c.replicatorTo(0, 2), &c.hosts[0].sends
+	var places []int
+	look := func() {
+		r.checkPlace()
+		places = append(places, sends.inUse())
+	}
+	r.on(t, func() {
+		o := &r.offer
+		r.graft = false
+		o.before = o.lent.served.Load() // an earlier attempt's
+		look()
+		o.lent.served.Add(o.lent.bytes - 1)
+		look()
+		o.lent.served.Add(1)
+		look()
+		r.graft = true
+		r.copied.store(wire.AppendResponse{InstallDone: 1, InstallTotal: 10})
+		look()
+		r.copied.store(wire.AppendResponse{InstallDone: 10, InstallTotal: 10})
+		look()
+		r.copied.store(wire.AppendResponse{InstallDone: 10, InstallTotal: 10, InstallLoads: true})
+		look()
+		_ = c.hosts[0].SetSnapshotThrottle(SnapshotThrottle{Sends: 1})
+		sends.enter() // another group's
+		r.copied.store(wire.AppendResponse{InstallDone: 1, InstallTotal: 10})
+		look()
+		sends.leave()
+	})
+	assert.Equal(t, []int{1, 1, 0, 1, 0, 0, 1}, places)
+	c.net.set()
+	c.sameData(0, 1, 2)
+	c.eventually(func() bool { return sends.inUse() == 0 }, "a place is lost")
 }
 
 // S5: a peer that answers an install late, when the log was not kept for it any more, has it kept until it has caught up,

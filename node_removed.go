@@ -4,6 +4,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/graft-raft/graft/internal/wal"
 	"github.com/graft-raft/graft/raftpb"
 )
 
@@ -49,6 +50,24 @@ func (n *Node) heedRemoval(peer PeerID, m *raftpb.RequestVoteResponse) {
 	n.told, n.gone, n.dirty = true, !conf.Contains(n.peer), true
 	n.voteRound++
 	n.resetElection()
+}
+
+// rememberMembership has it known for good that this node was a member once. It is for when the log is about to forget the
+// configurations up to one that is committed and does not have it: else nothing would tell it from one that is yet to be added.
+func (n *Node) rememberMembership(committed confEntry) {
+	if n.wasMember || committed.conf.Empty() || committed.has(n.peer) || !n.lm.wasMember(n.peer, n.box.index()) {
+		return
+	}
+	n.wasMember = true
+	n.lm.setFormer(n.peer)
+	n.save()
+}
+
+// recoverMembership is for before the node runs: it takes up what rememberMembership has written.
+func (n *Node) recoverMembership(r wal.Recovered) {
+	if n.wasMember = r.Hard.WasMember; n.wasMember {
+		n.lm.setFormer(n.peer)
+	}
 }
 
 // removed reports whether the node has learned that it is no member any more.

@@ -149,6 +149,68 @@ func TestARemovedMemberIsSilent(t *testing.T) {
 	}
 }
 
+// A removed member whose log begins behind a snapshot in which it is no member any more still knows that it was one, which one that is
+// yet to be added was not.
+func TestARemovedMemberKnowsWithoutItsLog(t *testing.T) {
+	for _, margin := range []int{-1, 1000} {
+		t.Run(fmt.Sprint("margin ", margin), func(t *testing.T) { removedMemberKnows(t, margin) })
+	}
+}
+
+func removedMemberKnows(t *testing.T, margin int) {
+	c := snapshotGroup(t, 3, 4, NodeOptions{CatchupTimeout: time.Minute, SnapshotMargin: margin})
+	c.startLed()
+	c.proposeMany("a", 3)
+	require.NoError(t, c.remove(0, 2).wait())
+	c.status(2, func(s Status) bool { return s.Removed }, "it is not told")
+	conf := c.nodes[2].Status().Conf
+	require.NoError(t, c.save(2))
+	if s := c.nodes[2].Status(); margin < 0 {
+		assert.Equal(t, s.LastIndex+1, s.FirstIndex, "nothing is left of its log")
+	}
+	for range 2 {
+		s := c.status(2, func(s Status) bool { return s.Removed }, "it has forgotten")
+		assert.Equal(t, conf, s.Conf)
+		c.never(50*time.Millisecond, func() bool { return !c.nodes[2].Status().Removed }, "it forgets")
+		c.stop(2)
+		c.start(2)
+	}
+	require.NoError(t, c.add(0, 2).wait())
+	c.status(2, func(s Status) bool { return !s.Removed }, "it is a member again")
+	require.NoError(t, c.save(2))
+	assert.False(t, c.nodes[2].Status().Removed)
+
+	if margin >= 0 {
+		return // a stranger gets no snapshot
+	}
+	require.NoError(t, c.save(0))
+	c.net.set(noEntries(3))
+	add := c.add(0, 3)
+	c.status(3, func(s Status) bool { return s.Snapshot.Index > 0 && s.Snapshot.State == SnapshotIdle }, "it gets no snapshot")
+	c.never(50*time.Millisecond, func() bool { return c.nodes[3].Status().Removed }, "it is yet to be added")
+	c.net.set()
+	require.NoError(t, add.wait())
+}
+
+// A removed member to which the leader sends a snapshot, in place of the entries that removed it, knows too.
+func TestARemovedMemberThatGetsASnapshotKnows(t *testing.T) {
+	b := newInstallBed(t)
+	self := b.cluster.peer(0)
+	n := b.nodes[0]
+	n.post(func() { // it was a member once
+		n.lm.mu.Lock()
+		n.lm.confs.base = confEntry{conf: b.confOf(self, b.leads)}
+		n.lm.mu.Unlock()
+	})
+	b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries"))
+	rep := receive(t, b.install(3, 100))
+	require.Zero(t, rep.Code, rep.Text)
+	b.status(0, func(s Status) bool { return s.Removed }, "it does not know")
+	b.cluster.stop(0)
+	b.cluster.startWith(0, Configuration{})
+	b.status(0, func(s Status) bool { return s.Removed && s.FirstIndex == 101 }, "it has forgotten")
+}
+
 // A removed member that still gets the leader's messages says so as soon as it knows.
 func TestARemovedFollowerSaysSoAtOnce(t *testing.T) {
 	const timeout = 5 * time.Second

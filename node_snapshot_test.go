@@ -2,6 +2,7 @@ package graft
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/graft-raft/graft/internal/snapdir"
 	"github.com/graft-raft/graft/internal/vfs"
@@ -240,6 +243,57 @@ func TestShutdownEndsASnapshotBeingSaved(t *testing.T) {
 	assert.Equal(t, []string{"a"}, c.sameData(0))
 }
 
+// fileSaver saves a big file that it has written itself.
+type fileSaver struct {
+	*recorder
+	fs   vfs.FS
+	size int64
+}
+
+func (f *fileSaver) OnSnapshotSave(w *SnapshotWriter, done Closure) {
+	write := func() error {
+		big, err := f.fs.OpenFile(filepath.Join(w.Path(), "big"), os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		return errors.Join(big.Truncate(f.size), big.Close(), w.AddFile("big", nil))
+	}
+	done(write())
+}
+
+// A node that ends does not wait until a file that the state machine has written itself is hashed.
+func TestShutdownEndsTheHashingOfAFile(t *testing.T) {
+	const size = 20 << 20
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.machine = func(i int, r *recorder) StateMachine { return &fileSaver{r, c.disks[i], size} }
+	c.startLed()
+	c.propose("a")
+	held := newHoldup(t)
+	var reads atomic.Int32
+	c.disks[0].SetInjector(func(op vfs.Op) error {
+		if strings.HasSuffix(op.Name, "temp/big") && op.Kind == vfs.KindRead {
+			reads.Add(1)
+			held.pass()
+		}
+		return nil
+	})
+	saved := c.begin(0, "save", func(n *Node, done Closure) { n.Snapshot(done) })
+	held.reached()
+	n, dir, closed := c.nodes[0], c.snapshotDir(0), make(chan struct{})
+	go func() {
+		c.stop(0)
+		close(closed)
+	}()
+	c.eventually(n.snap.stopping.Load, "it does not end")
+	held.release()
+	receive(t, closed)
+	assert.ErrorIs(t, saved.wait(), ErrShutdown)
+	assert.EqualValues(t, 1, reads.Load(), "pieces of it that were read")
+	names, err := c.disks[0].ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, names)
+}
+
 // Snapshots are saved by the number of entries, by their size, and by time; one at a time, and none without need.
 func TestSnapshotsAreSavedUnasked(t *testing.T) {
 	for _, test := range []struct {
@@ -281,6 +335,123 @@ func TestWithoutSnapshotsNobodyIsAskedAgain(t *testing.T) {
 	c.proposeMany("a", 10)
 	c.eventually(c.nodes[0].snap.off.Load, "it is not known to have none")
 	assert.EqualValues(t, 1, c.nodes[0].Status().FirstIndex)
+}
+
+// leftSnapshot puts a snapshot of what a host has applied where a stopped node finds it, as one that died between making it and
+// cutting its log has left it.
+func (c *cluster) leftSnapshot(i int, base logBase, group uint64) {
+	c.t.Helper()
+	store, err := snapdir.Open(c.disks[i], c.snapshotDir(i), snapdir.Options{})
+	require.NoError(c.t, err)
+	w, err := store.NewWriter()
+	require.NoError(c.t, err)
+	f, err := w.Create("entries")
+	require.NoError(c.t, err)
+	require.NoError(c.t, errors.Join(json.NewEncoder(f).Encode(c.fsms[i].applied()), f.Close()))
+	r, err := w.Commit(base.message(), group)
+	require.NoError(c.t, err)
+	require.NoError(c.t, r.Close())
+}
+
+// A node that died when its snapshot was saved, and its log not cut yet, cuts it when it is back.
+func TestTheLogIsCutAtStart(t *testing.T) {
+	c := snapshotGroup(t, 1, 1, NodeOptions{})
+	c.startLed()
+	c.proposeMany("a", 10)
+	n := c.nodes[0]
+	base, group := n.fsm.position(), n.groupIDNow.Load()
+	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
+	c.leftSnapshot(0, base, group)
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	s := c.nodes[0].Status()
+	assert.Equal(t, base.index+1, s.FirstIndex)
+	assert.Equal(t, []int64{base.index}, c.fsms[0].loaded())
+	c.propose("b")
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	assert.Equal(t, base.index+1, c.nodes[0].Status().FirstIndex, "durably")
+	assert.Len(t, c.sameData(0), 11)
+}
+
+// So does one with a durable state machine that died when it had noted how far that goes.
+func TestADurableStateMachinesLogIsCutAtStart(t *testing.T) {
+	for _, saved := range []bool{false, true} {
+		g := newDurableGroup(t, 1, 1, NodeOptions{})
+		g.startLed()
+		g.proposeMany("a", 10)
+		marked := g.nodes[0].fsm.position()
+		g.proposeMany("b", 5)
+		n := g.nodes[0]
+		base, group := n.fsm.position(), n.groupIDNow.Load()
+		g.stopNode(0)
+		if saved { // it goes on from a snapshot, and knows no less how far its log may be cut
+			g.leftSnapshot(0, base, group)
+		}
+		store, err := snapdir.Open(g.disks[0], g.snapshotDir(0), snapdir.Options{})
+		require.NoError(t, err)
+		require.NoError(t, store.SetMark(marked.message(), group))
+		g.stop(0)
+		g.start(0)
+		g.ready()
+		assert.Equal(t, marked.index+1, g.nodes[0].Status().FirstIndex, "saved: %v", saved)
+		assert.Len(t, g.sameData(0), 15)
+	}
+}
+
+// A restart says how long it took to apply what the log held, once.
+func TestARestartSaysHowLongTheLogTakes(t *testing.T) {
+	c := compacted(t, 1, 0, NodeOptions{})
+	index := c.nodes[0].Status().Snapshot.Index
+	c.proposeMany("b", 5)
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	c.sameData(0)
+	p := &c.nodes[0].snap.replay
+	c.eventually(func() bool { return p.upto.Load() == 0 }, "it is not over")
+	assert.Equal(t, index, p.behind)
+
+	core, logs := observer.New(zap.InfoLevel)
+	n := &Node{log: zap.New(core), host: c.hosts[0]}
+	var q replay
+	q.begin(20, 20, time.Now())
+	q.onApplied(20, n)
+	assert.Zero(t, logs.Len(), "the log held nothing")
+	q.begin(10, 20, time.Now())
+	q.onApplied(19, n)
+	assert.Zero(t, logs.Len())
+	q.onApplied(25, n)
+	q.onApplied(26, n)
+	if assert.Equal(t, 1, logs.Len()) {
+		said := logs.All()[0].ContextMap()
+		assert.EqualValues(t, 10, said["entries"])
+		assert.Contains(t, said, "took")
+	}
+}
+
+// What the state machine is given while a snapshot is being saved, and calls for the next one, is not forgotten when that is
+// done, though nothing more comes.
+func TestASnapshotThatIsDueWhileAnotherIsSaved(t *testing.T) {
+	for _, o := range []NodeOptions{{SnapshotEntries: 10}, {SnapshotBytes: 1000}} {
+		c := snapshotGroup(t, 1, 1, o)
+		c.startLed()
+		held := newHoldup(t)
+		c.fsms[0].onSave = func(write func() error) error {
+			held.pass()
+			return write()
+		}
+		long := fmt.Sprintf("%0100d ", 0)
+		c.proposeMany("a"+long, 10)
+		held.reached()
+		c.proposeMany("b"+long, 12)
+		held.release()
+		last := c.nodes[0].Status().AppliedIndex
+		c.status(0, func(s Status) bool { return s.Snapshot.Index == last && s.Snapshot.State == SnapshotIdle }, "the next one is missed")
+		c.never(50*time.Millisecond, func() bool { return c.nodes[0].Status().Snapshot.State != SnapshotIdle }, "another one for nothing")
+	}
 }
 
 // A damaged snapshot is never loaded. An older one is, if the log reaches back to it; else the node does not start, says why
@@ -367,40 +538,41 @@ func TestASnapshotThatContradictsTheLogIsRefused(t *testing.T) {
 			c.proposeMany("a", 5)
 			c.handTo(0)
 			base := logBase{index: 4, term: c.nodes[0].lm.term(4) + test.term, conf: c.nodes[0].lm.conf()}
-			dir := c.snapshotDir(0)
 			id := c.nodes[0].groupIDNow.Load() + test.id
 			c.stop(0)
 			c.start(0) // which stores the commit index with its first entry
 			c.propose("b")
 			c.propose("c")
 			require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
-			store, err := snapdir.Open(c.disks[0], dir, snapdir.Options{})
-			require.NoError(t, err)
-			w, err := store.NewWriter()
-			require.NoError(t, err)
-			r, err := w.Commit(base.message(), id)
-			require.NoError(t, err)
-			require.NoError(t, r.Close())
+			c.leftSnapshot(0, base, id)
 			assert.ErrorIs(t, c.restartErr(0), test.want)
 		})
 	}
 }
 
-// The host answers for its other groups while a snapshot is loaded, and the same replica is not started twice.
-func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
-	c := snapshotGroup(t, 1, 1, NodeOptions{})
+// startSlowly has a host start a node that loads its snapshot until release is called. What comes of it comes through started.
+func startSlowly(t *testing.T) (c *cluster, fsm *recorder, release func(), started chan error) {
+	c = snapshotGroup(t, 1, 1, NodeOptions{})
 	c.startLed()
 	c.propose("a")
 	require.NoError(t, c.save(0))
 	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
 	held := newHoldup(t)
-	c.fsms[0].onLoad = held.load
-	started := make(chan error, 1)
+	fsm = &recorder{snapshots: true, onLoad: held.load}
+	o := c.nodes[0].o
+	o.StateMachine = fsm
+	started = make(chan error, 1)
 	go func() {
-		_, err := c.hosts[0].StartNode("g", c.nodes[0].o)
+		_, err := c.hosts[0].StartNode("g", o)
 		started <- err
 	}()
 	held.reached()
+	return c, fsm, held.release, started
+}
+
+// The host answers for its other groups while a snapshot is loaded, and the same replica is not started twice.
+func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
+	c, _, release, started := startSlowly(t)
 	assert.ErrorIs(t, c.restartErr(0), ErrBusy)
 	o := c.opts
 	o.StateMachine, o.InitialConf = &recorder{}, c.conf
@@ -408,7 +580,7 @@ func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
 	require.NoError(t, err)
 	assert.Same(t, other, c.hosts[0].Node("another"))
 	assert.Nil(t, c.hosts[0].Node("g"), "not before it is whole")
-	held.release()
+	release()
 	require.NoError(t, receive(t, started))
 	c.nodes[0] = c.hosts[0].Node("g")
 	c.ready()
@@ -416,21 +588,7 @@ func TestLoadingASnapshotHoldsNobodyUp(t *testing.T) {
 
 // A host that is closed while a snapshot is loaded waits for that, and ends the replica in good order.
 func TestCloseWhileASnapshotIsLoaded(t *testing.T) {
-	c := snapshotGroup(t, 1, 1, NodeOptions{})
-	c.startLed()
-	c.propose("a")
-	require.NoError(t, c.save(0))
-	require.NoError(t, c.hosts[0].StopNode(context.Background(), "g"))
-	held := newHoldup(t)
-	fsm := &recorder{snapshots: true, onLoad: held.load}
-	o := c.nodes[0].o
-	o.StateMachine = fsm
-	started := make(chan error, 1)
-	go func() {
-		_, err := c.hosts[0].StartNode("g", o)
-		started <- err
-	}()
-	held.reached()
+	c, fsm, release, started := startSlowly(t)
 	var closed atomic.Bool
 	done := make(chan struct{})
 	go func() {
@@ -439,7 +597,7 @@ func TestCloseWhileASnapshotIsLoaded(t *testing.T) {
 		close(done)
 	}()
 	c.never(50*time.Millisecond, closed.Load, "closed while it is loaded")
-	held.release()
+	release()
 	require.NoError(t, receive(t, started))
 	receive(t, done)
 	assert.True(t, fsm.shut, "OnShutdown is the last call, as ever")

@@ -22,6 +22,7 @@ type snapshotOffer struct {
 	lent    *lentReader // nil: none. It outlives a failed attempt: what was copied of it is of use for the next one
 	asked   uint64      // number of the latest request
 	placed  bool        // it counts among the host's sends
+	before  int64       // bytes that were read of it before the latest attempt
 	holding bool        // the log is kept for the peer
 }
 
@@ -92,7 +93,8 @@ func (r *replicator) install() {
 		r.noSnapshot(ErrBusy)
 		return
 	}
-	o.placed = true
+	o.placed, o.before = true, o.lent.served.Load()
+	r.copied.store(wire.AppendResponse{}) // what it said was of an earlier attempt, if of any
 	r.p.BeginSnapshot()
 	r.sendInstall()
 }
@@ -101,6 +103,24 @@ func (r *replicator) install() {
 func (r *replicator) keepLog(index int64) {
 	r.offer.holding = true
 	r.n.snap.hold(r, index)
+}
+
+// checkPlace lets another host's copy begin once the peer has all of this one: how long it takes to load it is nobody else's business.
+func (r *replicator) checkPlace() {
+	o := &r.offer
+	if o.lent == nil || r.p.State != progress.Snapshot {
+		return
+	}
+	done, total := r.copied.done.Load(), r.copied.total.Load()
+	if !r.graft { // it does not say
+		done, total = o.lent.served.Load()-o.before, o.lent.bytes
+	}
+	switch {
+	case r.copied.loads.Load(), total > 0 && done >= total:
+		r.leavePlace()
+	case !o.placed && total > 0: // it was restarted, and copies again
+		o.placed = r.n.host.sends.enter() // it goes on if there is none
+	}
 }
 
 // leavePlace lets another host's copy begin.
@@ -242,6 +262,7 @@ func (r *replicator) lastErrOf(rep rpc.Reply) error {
 // checkOffer ends what is done for a peer that needs it no more: the snapshot on offer, and the log that is kept.
 func (r *replicator) checkOffer() {
 	o := &r.offer
+	r.checkPlace()
 	if o.lent != nil && r.p.State == progress.Replicate {
 		r.withdraw() // it went on without
 	}

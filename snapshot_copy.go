@@ -211,8 +211,8 @@ func (s *snapshotter) onManifest(in *install, _ snapdir.Range, rep rpc.Reply) {
 	}
 	s.mu.Lock()
 	s.copying = in.copy
+	s.view.Resumed = in.copy.Progress().Resumed
 	s.mu.Unlock()
-	s.resumed.Store(in.copy.Progress().Resumed)
 	in.failures = 0
 	in.done = -1
 }

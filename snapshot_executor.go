@@ -43,7 +43,8 @@ type snapshotter struct {
 	stopping atomic.Bool  // work on the disk is given up
 	last     atomic.Int64 // index of the newest snapshot; 0: none
 	incoming atomic.Int64 // index of the one being installed; 0: none
-	resumed  atomic.Int64 // bytes that the latest install found to be there already
+
+	replay replay
 
 	// How much the state machine has applied, and what follows from it.
 	bytes atomic.Int64 // since the last snapshot was begun
@@ -73,6 +74,9 @@ type snapshotter struct {
 	saveAt time.Time // when to save one unasked; zero: never
 	failed bool      // the node has
 	ended  bool
+	// The snapshot that was suspected last, and so was read once more, and until when that is not done again.
+	suspected int64
+	suspectAt time.Time
 }
 
 // snapshotSave is a snapshot being saved.
@@ -157,14 +161,14 @@ func (s *snapshotter) step(now time.Time, batch []func()) time.Time {
 func (s *snapshotter) onApplied(index, bytes int64) {
 	grown := s.bytes.Add(bytes)
 	s.total.Add(bytes)
+	s.replay.onApplied(index, s.n)
 	if s.off.Load() {
 		return
 	}
 	if !s.armed.Load() && !s.armed.Swap(true) {
 		s.a.Post(s.arm)
 	}
-	o := &s.n.o
-	if (index >= s.due.Load() || o.SnapshotBytes > 0 && grown >= o.SnapshotBytes) && !s.asked.Load() && !s.asked.Swap(true) {
+	if s.isDue(index, grown) && !s.asked.Load() && !s.asked.Swap(true) {
 		s.a.Post(s.relieve)
 	}
 }
@@ -209,12 +213,15 @@ func (s *snapshotter) save(done Closure) {
 		s.n.callBackWith(opSaveSnapshot, done, err)
 		return
 	}
-	if s.n.durable != nil && s.last.Load() == 0 {
-		s.trustNewest()
-	}
 	applied := s.n.fsm.applied.Load()
-	if applied <= s.last.Load() {
-		s.unasked()
+	if s.n.durable != nil && s.last.Load() == 0 {
+		if err := s.trustNewest(applied); err != nil {
+			s.n.callBackWith(opSaveSnapshot, done, s.note(err))
+			return
+		}
+	}
+	if last := s.last.Load(); applied <= last {
+		s.unasked(last)
 		s.n.callBackWith(opSaveSnapshot, done, nil)
 		return
 	}
@@ -229,6 +236,7 @@ func (s *snapshotter) save(done Closure) {
 		s.n.callBackWith(opSaveSnapshot, done, s.note(s.errorOf(opSaveSnapshot, 0, err)))
 		return
 	}
+	w.Watch = s.watch(0)
 	sv := &snapshotSave{w: w, done: done}
 	s.saving = sv
 	s.show(func(v *SnapshotStatus) { v.State, v.NextIndex = SnapshotSaving, applied })
@@ -261,11 +269,27 @@ func (s *snapshotter) freeze(base logBase) (skip bool) {
 	return base.index <= s.last.Load()
 }
 
-// unasked takes note that there is nothing more to save for now.
-func (s *snapshotter) unasked() {
+// unasked takes note that what was applied up to an index needs no saving any more. What was applied since has found that the actor
+// knows already, so that it is to look itself whether that is due.
+func (s *snapshotter) unasked(index int64) {
 	s.saveAt = time.Time{}
 	s.asked.Store(false)
 	s.armed.Store(false)
+	applied := s.n.fsm.applied.Load()
+	if applied <= index || s.off.Load() {
+		return
+	}
+	s.armed.Store(true)
+	s.arm()
+	if s.isDue(applied, s.bytes.Load()) && !s.asked.Swap(true) {
+		s.a.Post(s.relieve)
+	}
+}
+
+// isDue reports whether so much was applied, in all and since the last snapshot was begun, that it is time for another.
+func (s *snapshotter) isDue(index, bytes int64) bool {
+	most := s.n.o.SnapshotBytes
+	return index >= s.due.Load() || most > 0 && bytes >= most
 }
 
 // dropDamaged removes snapshots that are known to be damaged and are in the way of one of that index.
@@ -299,11 +323,7 @@ func (s *snapshotter) saved(sv *snapshotSave, base logBase, err error) {
 	if err != nil {
 		err = s.note(s.errorOf(opSaveSnapshot, base.index, err))
 	} else {
-		s.unasked()
-		if s.n.fsm.applied.Load() > base.index {
-			s.armed.Store(true)
-			s.arm()
-		}
+		s.unasked(base.index)
 		if s.n.durable != nil {
 			s.askCut()
 		}
@@ -395,11 +415,10 @@ func (s *snapshotter) blame(err error) error {
 
 // errorOf says which kind of failure it is.
 func (s *snapshotter) errorOf(op string, index int64, err error) error {
-	var damage *snapdir.DamageError
 	code := ErrorCode(err)
 	switch {
 	case code == ErrNotSupported, code == ErrShutdown, code == ErrNodeFailed, code == ErrCanceled, code == ErrStateMachine:
-	case errors.As(err, &damage), errors.Is(err, snapdir.ErrManifest):
+	case isDamage(err):
 		code = ErrCorrupt
 	case errors.Is(err, snapdir.ErrStopped):
 		code = ErrShutdown
@@ -493,23 +512,40 @@ func (s *snapshotter) borrow() bool {
 }
 
 // suspect reads a snapshot of which a file could not be read, or not as its hashes are, once more. If it is damaged another one
-// is needed.
+// is needed. If it cannot be read that may pass: it stays what it is, and the first one of a later index takes its place.
 func (s *snapshotter) suspect(index int64, cause error) {
-	if s.ended {
+	if s.ended || s.failed || index == s.suspected && s.now.Before(s.suspectAt) { // many reads fail at once, or a peer asks again and again
 		return
 	}
-	s.log.Error("a snapshot may be damaged", zap.Int64("index", index), zap.Error(cause))
 	r, err := s.opened().Reader(index)
 	if err != nil {
 		return // it is gone
 	}
+	s.log.Error("a snapshot may be damaged", zap.Int64("index", index), zap.Error(cause))
 	err = r.Scrub(s.watch(0))
 	_ = r.Close() // should it be to delete: the next Prune tries again
-	if err != nil && !errors.Is(err, snapdir.ErrStopped) {
+	s.suspected, s.suspectAt = index, s.n.host.env.Exec.Now().Add(snapshotRetry)
+	switch {
+	case err == nil:
+		s.log.Info("the snapshot is whole", zap.Int64("index", index))
+	case errors.Is(err, snapdir.ErrStopped):
+	case isDamage(err):
 		s.note(s.errorOf(opLoadSnapshot, index, err))
 		s.last.Store(0) // what is applied is to be saved again, be it the same
 		s.saveUnasked()
+	default:
+		s.log.Error("a snapshot cannot be read for now", zap.Int64("index", index), zap.Error(err))
+		s.note(s.errorOf(opLoadSnapshot, index, err))
+		if s.n.fsm.applied.Load() > index {
+			s.saveUnasked()
+		}
 	}
+}
+
+// isDamage reports whether what a snapshot is on disk is wrong. Other errors of reading one may pass.
+func isDamage(err error) bool {
+	var damage *snapdir.DamageError
+	return errors.As(err, &damage) || errors.Is(err, snapdir.ErrManifest)
 }
 
 // hold keeps the log behind an index for a follower, until release.

@@ -32,6 +32,7 @@ type install struct {
 	address string
 	reader  int64
 	graft   bool // the sender answers reads in any order, several at a time
+	placed  bool // it counts among the host's receives
 	loading bool
 
 	writers  []*copyWriter
@@ -129,11 +130,12 @@ func (s *snapshotter) begin(in *install) {
 	if in.graft {
 		in.patience = copyPatience
 	}
-	in.writers = s.newWriters()
+	in.placed, in.writers = true, s.newWriters()
 	s.inst, s.begun = in, in.base.index
 	s.incoming.Store(in.base.index)
 	s.show(func(v *SnapshotStatus) {
-		v.State, v.NextIndex, v.From, v.Done, v.Total, v.Rate = SnapshotCopying, in.base.index, in.address, 0, 0, 0
+		v.State, v.NextIndex, v.From = SnapshotCopying, in.base.index, in.address
+		v.Done, v.Total, v.Resumed, v.Rate = 0, 0, 0, 0
 	})
 	s.termChanged() // it may have before the node could see that there is an install
 }
@@ -177,7 +179,7 @@ func (s *snapshotter) giveUp(in *install, err error) {
 	}
 	s.mu.Lock()
 	s.copying = nil
-	s.view.State, s.view.NextIndex, s.view.From, s.view.Rate = SnapshotIdle, 0, "", 0
+	s.view.State, s.view.NextIndex, s.view.From, s.view.Resumed, s.view.Rate = SnapshotIdle, 0, "", 0, 0
 	s.mu.Unlock()
 	code := ErrorCode(err)
 	if code != ErrShutdown && code != ErrNewLeader {
@@ -198,19 +200,29 @@ func (s *snapshotter) giveUp(in *install, err error) {
 func (s *snapshotter) over(in *install) {
 	s.inst = nil
 	s.incoming.Store(0)
-	s.n.host.receives.leave()
+	s.leavePlace(in)
 	for _, w := range in.writers {
 		w.Close()
 	}
 }
 
+// leavePlace lets another copy to this host begin.
+func (s *snapshotter) leavePlace(in *install) {
+	if in.placed {
+		in.placed = false
+		s.n.host.receives.leave()
+	}
+}
+
 // complete publishes what was copied, and has the state machine load it.
 func (s *snapshotter) complete(in *install) {
+	s.leavePlace(in)
+	copied := in.copy.Progress()
 	r, err := in.copy.Commit()
 	in.copy = nil
 	s.mu.Lock()
 	s.copying = nil
-	s.view.Done = s.view.Total
+	s.view.Done, s.view.Total = copied.Done, copied.Total
 	s.mu.Unlock()
 	if err == nil {
 		if err = r.Verify(s.watch(0)); err != nil {
@@ -240,6 +252,7 @@ func (s *snapshotter) loaded(in *install, info snapdir.Info, err error) {
 		return
 	}
 	s.took(in.base, info)
+	s.bytes.Store(0)
 	term := in.term // which a repeated request may change
 	s.n.post(func() {
 		s.n.adoptSnapshot(in.base, term, info.GroupID, func() { s.a.Post(func() { s.installed(in) }) })
@@ -253,7 +266,7 @@ func (s *snapshotter) installed(in *install) {
 	}
 	s.over(in)
 	s.show(func(v *SnapshotStatus) { v.State, v.NextIndex, v.From, v.Err = SnapshotIdle, 0, "", nil })
-	s.unasked()
+	s.unasked(in.base.index)
 	s.log.Info("installed a snapshot", zap.Int64("index", in.base.index), zap.Duration("took", s.now.Sub(in.began)))
 	s.n.post(s.n.afterInstall)
 	if !s.n.post(func() { s.n.answerInstall(in.req, true) }) {
@@ -268,6 +281,7 @@ func (n *Node) adoptSnapshot(base logBase, term int64, group uint64, durable fun
 		return
 	}
 	n.adoptGroup(group)
+	n.rememberMembership(base.conf)
 	committed := n.box.index()
 	n.box.follow(base.index)
 	if n.term == term { // what is committed is the leader's
@@ -306,7 +320,8 @@ func (n *Node) afterInstall() {
 
 // compact drops the entries that snapshots include and nobody needs any more.
 func (n *Node) compact() {
-	if n.active() {
+	if n.active() && n.snap.opened() != nil {
+		n.rememberMembership(n.lm.confAt(n.box.index())) // a restart takes a snapshot's for the first, be the log longer
 		n.lm.truncatePrefix(n.snap.keepFrom() + 1)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -56,6 +58,7 @@ func (n *Node) restoreSnapshot(store *snapdir.Store, r wal.Recovered) (logBase, 
 func (n *Node) load(snap *snapdir.Reader, base logBase) error {
 	s, info := n.snap, snap.Info()
 	n.adoptGroup(info.GroupID)
+	began := n.host.env.Exec.Now()
 	err := n.fsm.restore(snap, base)
 	_ = snap.Close() // should it be to delete: the next Prune tries again
 	if err != nil {
@@ -64,8 +67,36 @@ func (n *Node) load(snap *snapdir.Reader, base logBase) error {
 	s.last.Store(base.index)
 	s.due.Store(n.o.snapshotDue(base.index))
 	s.show(func(v *SnapshotStatus) { v.Index, v.Term, v.Bytes = base.index, base.term, info.Bytes })
-	n.log.Info("loaded a snapshot", zap.Int64("index", base.index), zap.Int64("term", base.term))
+	n.log.Info("loaded a snapshot", zap.Int64("index", base.index), zap.Int64("term", base.term), zap.Duration("took", n.host.env.Exec.Now().Sub(began)))
 	return nil
+}
+
+// replay is the rest of a start: the state machine is given what the log holds behind what it had, as far as that turns out to be
+// committed.
+//
+// Ownership: set before the node runs; after that the state machine's goroutine's, but for upto.
+type replay struct {
+	behind int64
+	upto   atomic.Int64 // 0: nothing is left
+	began  time.Time
+}
+
+// begin is for before the node runs.
+func (p *replay) begin(behind, upto int64, now time.Time) {
+	if upto > behind {
+		p.behind, p.began = behind, now
+		p.upto.Store(upto)
+	}
+}
+
+// onApplied is told how far the state machine is, often.
+func (p *replay) onApplied(index int64, n *Node) {
+	upto := p.upto.Load()
+	if upto == 0 || index < upto {
+		return
+	}
+	p.upto.Store(0)
+	n.log.Info("applied what the log held", zap.Int64("entries", upto-p.behind), zap.Int64("upto", upto), zap.Duration("took", n.host.env.Exec.Now().Sub(p.began)))
 }
 
 // choose returns the newest snapshot above an index that can be loaded. If there is none, bad says what is wrong with those
@@ -86,13 +117,11 @@ func (s *snapshotter) choose(store *snapdir.Store, r wal.Recovered, above int64)
 		if err == nil {
 			return snap, base, nil, nil
 		}
-		var damage *snapdir.DamageError
-		if !errors.As(err, &damage) && !errors.Is(err, snapdir.ErrManifest) && info.Damage == nil {
+		if info.Damage == nil && !isDamage(err) {
 			return nil, base, nil, s.errorOf("start node", info.Index, err)
 		}
-		s.log.Error("a snapshot is damaged and is not loaded", zap.Int64("index", info.Index), zap.String("path", info.Path), zap.Error(err))
-		s.note(&Error{Code: ErrCorrupt, Op: opLoadSnapshot, Group: s.n.group, Index: info.Index, Err: err})
-		bad = append(bad, fmt.Errorf("snapshot %d: %w", info.Index, err))
+		s.log.Error("a snapshot is damaged or cannot be read, and is not loaded", zap.Int64("index", info.Index), zap.String("path", info.Path), zap.Error(err))
+		bad = append(bad, s.note(s.errorOf(opLoadSnapshot, info.Index, err)))
 	}
 	return nil, logBase{}, bad, nil
 }
@@ -161,6 +190,10 @@ func (s *snapshotter) needsNone(r wal.Recovered, bad []error) error {
 	}
 	if bad == nil {
 		bad = []error{errors.New("there is none")}
+	}
+	if errors.Is(errors.Join(bad...), ErrIO) { // which is another matter than being damaged, and may pass
+		return &Error{Code: ErrIO, Op: "start node", Group: s.n.group, Index: r.First, Err: fmt.Errorf(
+			"the log begins at %d and needs a snapshot in %s, which cannot be read: %w", r.First, s.dir, errors.Join(bad...))}
 	}
 	return &Error{Code: ErrCorrupt, Op: "start node", Group: s.n.group, Index: r.First, Err: fmt.Errorf(
 		"the log begins at %d and needs a snapshot in %s (%w): bring back that directory as it was, "+

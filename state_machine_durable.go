@@ -85,6 +85,11 @@ func (n *Node) resume(store *snapdir.Store, r wal.Recovered) (logBase, error) {
 		return logBase{}, err
 	}
 	for _, p := range points {
+		if p.mark && holdsIn(r, p.base) {
+			s.marked.Store(p.base.index) // whether the log goes on from there or not, it may be cut there
+		}
+	}
+	for _, p := range points {
 		if p.mark && !holdsIn(r, p.base) {
 			continue // a log that was lost: what the mark says of it is of no use
 		}
@@ -185,9 +190,6 @@ func (n *Node) resumeFrom(p startPoint, held int64, r wal.Recovered) error {
 		return n.ahead(held, end)
 	}
 	n.adoptGroup(p.group)
-	if p.mark {
-		n.snap.marked.Store(p.base.index)
-	}
 	n.snap.due.Store(n.o.snapshotDue(held))
 	n.fsm.resume(held, term)
 	n.log.Info("the state machine goes on from what it holds", zap.Int64("index", held), zap.Int64("term", term))
@@ -275,13 +277,8 @@ func (s *snapshotter) cut(base logBase, ok bool) {
 	if !ok || s.ended || s.failed {
 		return
 	}
-	applied := s.n.fsm.applied.Load()
-	s.unasked()
-	s.due.Store(s.n.o.snapshotDue(applied))
-	if applied > base.index {
-		s.armed.Store(true)
-		s.arm()
-	}
+	s.due.Store(s.n.o.snapshotDue(s.n.fsm.applied.Load()))
+	s.unasked(base.index)
 	if err := s.mark(base); err != nil {
 		err = s.note(s.errorOf("cut log", base.index, err))
 		s.log.Error("the log cannot be cut; it stays as it is", zap.Error(err))
@@ -306,15 +303,16 @@ func (s *snapshotter) mark(base logBase) error {
 	return err
 }
 
-// trustNewest verifies the newest snapshot, which was not loaded at the start.
-func (s *snapshotter) trustNewest() {
+// trustNewest verifies the newest snapshot, which was not loaded at the start. It fails if that one stands in the way of one of the
+// given index and cannot be read for now: it is not known to be damaged, so that it must stay.
+func (s *snapshotter) trustNewest(index int64) error {
 	store := s.opened()
 	if store == nil {
-		return
+		return nil
 	}
 	r, err := store.Latest()
 	if err != nil {
-		return
+		return nil // there is none
 	}
 	base, err := baseOf(r.Meta())
 	if err == nil {
@@ -322,7 +320,11 @@ func (s *snapshotter) trustNewest() {
 	}
 	info := r.Info()
 	_ = r.Close() // should it be to delete: the next Prune tries again
-	if err == nil {
+	switch {
+	case err == nil:
 		s.took(base, info)
+	case info.Index >= index && !isDamage(err):
+		return s.errorOf(opSaveSnapshot, info.Index, err)
 	}
+	return nil
 }

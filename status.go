@@ -110,6 +110,7 @@ type SnapshotStatus struct {
 	NextIndex   int64  // of the one being saved, about, or being installed
 	From        string // the address it is copied from
 	Done, Total int64  // bytes of the copy; a Total of -1 is unknown
+	Resumed     int64  // how many of Done were not copied again: an earlier attempt, of this run or one before, had left them
 	Rate        float64
 	Err         error // why the latest one was not saved or installed
 }

@@ -582,9 +582,10 @@ type SnapshotStatus struct {
 	NextIndex     *int64                 `protobuf:"varint,5,opt,name=next_index,json=nextIndex" json:"next_index,omitempty"` // of what is being saved or installed
 	From          *string                `protobuf:"bytes,6,opt,name=from" json:"from,omitempty"`                             // where it is copied from
 	DoneBytes     *int64                 `protobuf:"varint,7,opt,name=done_bytes,json=doneBytes" json:"done_bytes,omitempty"`
-	TotalBytes    *int64                 `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes" json:"total_bytes,omitempty"` // absent: unknown
-	Rate          *float64               `protobuf:"fixed64,9,opt,name=rate" json:"rate,omitempty"`                              // bytes per second
-	Error         *string                `protobuf:"bytes,10,opt,name=error" json:"error,omitempty"`                             // why the latest save or install failed
+	TotalBytes    *int64                 `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes" json:"total_bytes,omitempty"`        // absent: unknown
+	Rate          *float64               `protobuf:"fixed64,9,opt,name=rate" json:"rate,omitempty"`                                     // bytes per second
+	Error         *string                `protobuf:"bytes,10,opt,name=error" json:"error,omitempty"`                                    // why the latest save or install failed
+	ResumedBytes  *int64                 `protobuf:"varint,11,opt,name=resumed_bytes,json=resumedBytes" json:"resumed_bytes,omitempty"` // of done_bytes: what an earlier attempt had left
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -687,6 +688,13 @@ func (x *SnapshotStatus) GetError() string {
 		return *x.Error
 	}
 	return ""
+}
+
+func (x *SnapshotStatus) GetResumedBytes() int64 {
+	if x != nil && x.ResumedBytes != nil {
+		return *x.ResumedBytes
+	}
+	return 0
 }
 
 // Follower is what a leader knows of a peer.
@@ -1189,7 +1197,7 @@ const file_graft_raftpb_graft_proto_rawDesc = "" +
 	"\rpending_reads\x18\x17 \x01(\x03R\fpendingReads\x12-\n" +
 	"\tfollowers\x18\x18 \x03(\v2\x0f.graft.FollowerR\tfollowers\x12+\n" +
 	"\x06change\x18\x19 \x01(\v2\x13.graft.ChangeStatusR\x06change\x121\n" +
-	"\bsnapshot\x18\x1a \x01(\v2\x15.graft.SnapshotStatusR\bsnapshot\"\x83\x02\n" +
+	"\bsnapshot\x18\x1a \x01(\v2\x15.graft.SnapshotStatusR\bsnapshot\"\xa8\x02\n" +
 	"\x0eSnapshotStatus\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x03R\x04term\x12\x14\n" +
@@ -1204,7 +1212,8 @@ const file_graft_raftpb_graft_proto_rawDesc = "" +
 	"totalBytes\x12\x12\n" +
 	"\x04rate\x18\t \x01(\x01R\x04rate\x12\x14\n" +
 	"\x05error\x18\n" +
-	" \x01(\tR\x05error\"\xe6\x03\n" +
+	" \x01(\tR\x05error\x12#\n" +
+	"\rresumed_bytes\x18\v \x01(\x03R\fresumedBytes\"\xe6\x03\n" +
 	"\bFollower\x12\x17\n" +
 	"\apeer_id\x18\x01 \x02(\tR\x06peerId\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x14\n" +

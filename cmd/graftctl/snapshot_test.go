@@ -286,13 +286,22 @@ func TestProgressOfAnInstall(t *testing.T) {
 	f.SnapshotIndex = nil
 	assert.Contains(t, show(9000), "1000 behind\n")
 
-	s := startFake(t, handlers{"graft.AdminService/Status": says(&raftpb.GroupStatusResponse{
-		PeerId: proto.String("127.0.0.1:1:0:0"), Role: proto.String("follower"), Term: proto.Int64(1),
-		Snapshot: &raftpb.SnapshotStatus{
-			State: proto.String("copying"), NextIndex: proto.Int64(77), From: proto.String("a:1"),
-			DoneBytes: proto.Int64(1 << 20), TotalBytes: proto.Int64(3 << 20), Rate: proto.Float64(2 << 20),
-		},
-	})})
-	assert.Contains(t, ctl(t, s.address, "status").ok(), "copying snapshot 77 from a:1: 1.0 MiB of 3.0 MiB, 2.0 MiB/s")
-	assert.Contains(t, ctl(t, s.address, "--json", "status").ok(), `"bytes_per_second":2097152`)
+	copying := &raftpb.SnapshotStatus{
+		State: proto.String("copying"), NextIndex: proto.Int64(77), From: proto.String("a:1"),
+		DoneBytes: proto.Int64(1 << 20), TotalBytes: proto.Int64(3 << 20), ResumedBytes: proto.Int64(0), Rate: proto.Float64(2 << 20),
+	}
+	serve := func() *fake {
+		return startFake(t, handlers{"graft.AdminService/Status": says(&raftpb.GroupStatusResponse{
+			PeerId: proto.String("127.0.0.1:1:0:0"), Role: proto.String("follower"), Term: proto.Int64(1), Snapshot: copying,
+		})})
+	}
+	s := serve()
+	assert.Contains(t, ctl(t, s.address, "status").ok(), "copying snapshot 77 from a:1: 1.0 MiB of 3.0 MiB, 2.0 MiB/s\n")
+	text := ctl(t, s.address, "--json", "status").ok()
+	assert.Contains(t, text, `"bytes_per_second":2097152`)
+	assert.NotContains(t, text, "resumed_bytes", "it is the first attempt")
+	copying.ResumedBytes = proto.Int64(512 << 10)
+	s = serve()
+	assert.Contains(t, ctl(t, s.address, "status").ok(), "1.0 MiB of 3.0 MiB, 2.0 MiB/s, of which an earlier attempt had left 512.0 KiB\n")
+	assert.Contains(t, ctl(t, s.address, "--json", "status").ok(), `"resumed_bytes":524288`)
 }

@@ -79,7 +79,8 @@ type snapshots struct {
 	NextIndex  int64   `json:"next_index,omitempty"`
 	From       string  `json:"from,omitempty"`
 	DoneBytes  int64   `json:"done_bytes,omitempty"`
-	TotalBytes int64   `json:"total_bytes,omitempty"` // 0: not known
+	TotalBytes int64   `json:"total_bytes,omitempty"`   // 0: not known
+	Resumed    int64   `json:"resumed_bytes,omitempty"` // of DoneBytes: what an earlier attempt had left
 	Rate       float64 `json:"bytes_per_second,omitempty"`
 	Error      string  `json:"error,omitempty"` // why the latest one was not saved or installed
 }
@@ -90,7 +91,7 @@ func newSnapshots(m *raftpb.SnapshotStatus) *snapshots {
 	}
 	return &snapshots{
 		Index: m.GetIndex(), Term: m.GetTerm(), Bytes: m.GetBytes(), State: m.GetState(), NextIndex: m.GetNextIndex(), From: m.GetFrom(),
-		DoneBytes: m.GetDoneBytes(), TotalBytes: m.GetTotalBytes(), Rate: m.GetRate(), Error: m.GetError(),
+		DoneBytes: m.GetDoneBytes(), TotalBytes: m.GetTotalBytes(), Resumed: m.GetResumedBytes(), Rate: m.GetRate(), Error: m.GetError(),
 	}
 }
 
@@ -105,7 +106,11 @@ func (s *snapshots) note() string {
 	case "loading":
 		return fmt.Sprintf("loading snapshot %d", s.NextIndex)
 	case "copying":
-		return fmt.Sprintf("copying snapshot %d from %s: %s", s.NextIndex, s.From, copyText(s.DoneBytes, s.TotalBytes, s.Rate))
+		text := fmt.Sprintf("copying snapshot %d from %s: %s", s.NextIndex, s.From, copyText(s.DoneBytes, s.TotalBytes, s.Rate))
+		if s.Resumed > 0 {
+			text += ", of which an earlier attempt had left " + bytesText(s.Resumed)
+		}
+		return text
 	}
 	if s.Error != "" {
 		return "snapshot: " + s.Error

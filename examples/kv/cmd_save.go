@@ -111,7 +111,8 @@ func snapshotLines(st graft.SnapshotStatus) string {
 		text += infoLines("raft_snapshot_next_index", st.NextIndex)
 	}
 	if st.From != "" {
-		text += infoLines("raft_snapshot_from", st.From, "raft_snapshot_done", st.Done, "raft_snapshot_total", st.Total, "raft_snapshot_rate", int64(st.Rate))
+		text += infoLines("raft_snapshot_from", st.From, "raft_snapshot_done", st.Done, "raft_snapshot_total", st.Total,
+			"raft_snapshot_resumed", st.Resumed, "raft_snapshot_rate", int64(st.Rate))
 	}
 	if st.Err != nil {
 		text += infoLines("raft_snapshot_error", oneLine(st.Err))

@@ -141,6 +141,17 @@ func TestAJoinerGetsASnapshot(t *testing.T) {
 	g.sameDigest()
 }
 
+// INFO says how far the copy of a snapshot is, and how much of that an earlier attempt had left.
+func TestInfoOfACopy(t *testing.T) {
+	st := graft.SnapshotStatus{State: graft.SnapshotCopying, NextIndex: 7, From: "a:1", Done: 5, Total: 9, Resumed: 4, Rate: 2.5}
+	info := parseInfo(snapshotLines(st))
+	for name, want := range map[string]string{
+		"state": "copying", "next_index": "7", "from": "a:1", "done": "5", "total": "9", "resumed": "4", "rate": "2",
+	} {
+		assert.Equal(t, want, info["raft_snapshot_"+name], name)
+	}
+}
+
 // BGSAVE, LASTSAVE and INFO are what Redis's tools expect.
 func TestBgsaveAndLastsave(t *testing.T) {
 	g := newSnapshotGroup(t, 1, 1)

@@ -439,3 +439,26 @@ func TestPruneCountsGoodOnes(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{snapshotName(20), snapshotName(40)}, names)
 }
+
+// Hashing a file that the user has written himself can be stopped. Then there is no snapshot, and nothing is left of it.
+func TestSaveIsStopped(t *testing.T) {
+	fs := vfs.NewMem()
+	s, err := Open(fs, testDir, small())
+	require.NoError(t, err)
+	w, err := s.NewWriter()
+	require.NoError(t, err)
+	read := 0
+	w.Watch = Watch{Stop: func() bool { return read > 0 }, Read: func(n int) { read += n }}
+	require.NoError(t, writeFile(fs, filepath.Join(w.Path(), "own"), make([]byte, 10*small().layout.leaf)))
+	require.NoError(t, w.AddFile("own", nil))
+	_, err = w.Commit(metaOf(10), 7)
+	require.ErrorIs(t, err, ErrStopped)
+	require.EqualValues(t, small().layout.leaf, read, "one piece")
+	require.Empty(t, s.List())
+	names, err := fs.ReadDir(testDir)
+	require.NoError(t, err)
+	require.Empty(t, names)
+	w, err = s.NewWriter()
+	require.NoError(t, err, "it is not busy")
+	require.NoError(t, w.Abort())
+}

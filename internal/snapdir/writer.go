@@ -29,6 +29,10 @@ const (
 //
 // Ownership: safe for concurrent use. mu is a leaf lock, not held during I/O.
 type Writer struct {
+	// Watch is for Commit, which reads files that were added with AddFile. It is to be
+	// set before anybody else has the Writer.
+	Watch Watch
+
 	store *Store
 	dir   string
 
@@ -291,7 +295,7 @@ func (w *Writer) complete(d *draft) error {
 	if err != nil {
 		return err
 	}
-	sum, err := w.store.layout.hashAll(f, Watch{})
+	sum, err := w.store.layout.hashAll(f, w.Watch)
 	if err == nil {
 		sum.describe(&d.File)
 		err = f.Sync()

@@ -28,6 +28,7 @@ const (
 	stateWaiting     = 1
 	stateBounds      = 2
 	stateOverride    = 4
+	stateWasMember   = 8
 	firstBatchOffset = block
 )
 

@@ -132,7 +132,7 @@ func (p *player) op() {
 	case k < 10 || last < first && k < 16:
 		p.appendSome(g, d, a, last)
 	case k < 12:
-		h := HardState{Term: d.hard.Term + 1, Vote: fmt.Sprint("v", p.rng.IntN(9)), GroupID: p.rng.Uint64(), Waiting: p.rng.IntN(2) == 0}
+		h := HardState{Term: d.hard.Term + 1, Vote: fmt.Sprint("v", p.rng.IntN(9)), GroupID: p.rng.Uint64(), Waiting: p.rng.IntN(2) == 0, WasMember: d.hard.Term%2 == 0}
 		if p.rng.IntN(3) == 0 {
 			h.Override = Override{Term: d.hard.Term + 1, Last: p.rng.Int64N(9), Conf: strings.Repeat("h:1:0:0,", p.rng.IntN(40))}
 		}

@@ -29,6 +29,10 @@ type HardState struct {
 	GroupID uint64
 	Waiting bool // started with nothing on disk, and not yet brought up by a leader
 
+	// WasMember says that a configuration had the replica as a member once. It is set when the log
+	// is about to forget the last such configuration.
+	WasMember bool
+
 	Override Override
 }
 
@@ -138,6 +142,9 @@ func encodeState(r *record, group uint64, commit, prevTerm int64, x *extra) {
 	if x.hard.Waiting {
 		flags |= stateWaiting
 	}
+	if x.hard.WasMember {
+		flags |= stateWasMember
+	}
 	le.PutUint16(t[24:], uint16(len(x.hard.Vote)))
 	le.PutUint16(t[26:], uint16(len(x.name)))
 	r.tail = append(append(t, x.hard.Vote...), x.name...)
@@ -232,7 +239,8 @@ func (r *record) parseState(b []byte) bool {
 	x := &extra{
 		hard: HardState{
 			Term: int64(le.Uint64(b[24:])), GroupID: le.Uint64(b[32:]),
-			Vote: string(b[stateHeadSize : stateHeadSize+vote]), Waiting: b[17]&stateWaiting != 0, Override: override,
+			Vote: string(b[stateHeadSize : stateHeadSize+vote]), Waiting: b[17]&stateWaiting != 0,
+			WasMember: b[17]&stateWasMember != 0, Override: override,
 		},
 		name: string(b[stateHeadSize+vote:]), bounds: b[17]&stateBounds != 0,
 		first: int64(le.Uint64(b[48:])), last: int64(le.Uint64(b[56:])),

@@ -357,7 +357,7 @@ func (w *world) somePrefix(name string) {
 
 func (w *world) vote(name string) {
 	w.terms[name] += 1 + w.rng.Int64N(2)
-	h := HardState{Term: w.terms[name], Vote: "v" + strconv.Itoa(w.rng.IntN(3)), GroupID: 7, Waiting: w.rng.IntN(4) == 0}
+	h := HardState{Term: w.terms[name], Vote: "v" + strconv.Itoa(w.rng.IntN(3)), GroupID: 7, Waiting: w.rng.IntN(4) == 0, WasMember: w.terms[name]%3 == 0}
 	if w.rng.IntN(3) == 0 {
 		_, last := w.bounds(w.group(name))
 		h.Override = Override{Term: h.Term, Last: last, Conf: "a:1:0:0,b:2:0:0"}
