@@ -36,13 +36,20 @@ func (c *cluster) replicatorTo(lead, to int) *replicator {
 	return receive(c.t, got)
 }
 
+// saveAndCut has a host save a snapshot, and waits until its log begins behind that.
+func (c *cluster) saveAndCut(i int) {
+	c.t.Helper()
+	require.NoError(c.t, c.save(i))
+	c.status(i, func(s Status) bool { return s.FirstIndex > s.Snapshot.Index }, "the log is not cut")
+}
+
 // laggard is a group of three led by host 0, whose host 2 loads a snapshot until release is called.
 func laggard(t *testing.T) (c *cluster, release func()) {
-	c = snapshotGroup(t, 3, 3, NodeOptions{})
+	c = snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
 	c.stop(2)
 	c.proposeMany("a", 10)
-	require.NoError(t, c.save(0))
+	c.saveAndCut(0)
 	held := newHoldup(t)
 	c.prepare = func(_ int, r *recorder) {
 		r.snapshots = true
@@ -55,12 +62,12 @@ func laggard(t *testing.T) (c *cluster, release func()) {
 
 // copying is a group of three led by host 0, whose host 2 copies a snapshot and gets no more of it than the manifest.
 func copying(t *testing.T) *cluster {
-	c := snapshotGroup(t, 3, 3, NodeOptions{})
+	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
 	c.stop(2)
 	c.fsms[0].filler = 3 << 20
 	c.proposeMany("a", 10)
-	require.NoError(t, c.save(0))
+	c.saveAndCut(0)
 	c.net.set(noFiles(1))
 	c.start(2)
 	c.status(2, func(s Status) bool { return s.Snapshot.State == SnapshotCopying && s.Snapshot.Total > 0 }, "it does not begin")
@@ -98,7 +105,7 @@ func TestWhoLoadsASnapshotTakesNobodysPlace(t *testing.T) {
 	c.stop(3)
 	c.stop(4)
 	c.proposeMany("a", 10)
-	require.NoError(t, c.save(0))
+	c.saveAndCut(0)
 	held := newHoldup(t)
 	c.prepare = func(i int, r *recorder) {
 		r.snapshots = true
