@@ -86,7 +86,7 @@ func NewHost(o HostOptions) (*Host, error) {
 		h.endEnv()
 		return nil, storageError("new host", err)
 	}
-	h.log.Info("opened the log", zap.String("dir", w.Dir), zap.Duration("took", h.env.Exec.Now().Sub(h.base)))
+	opened := h.env.Exec.Now().Sub(h.base)
 	h.store = store
 	h.rpc = o.Transport
 	if h.rpc == nil {
@@ -104,6 +104,7 @@ func NewHost(o HostOptions) (*Host, error) {
 		defer h.endEnv()
 		return nil, &Error{Code: ErrIO, Op: "new host: listen on " + listen, Err: errors.Join(err, store.Close())}
 	}
+	h.log.Info("opened the log", zap.String("dir", w.Dir), zap.Duration("took", opened))
 	return h, nil
 }
 
