@@ -193,7 +193,7 @@ func (c *Copy) sameContent(r *Reader, local *File, f *incoming, buf []byte, w Wa
 	}
 	// Also if it was verified before: if it has rotted since, every install that
 	// links it would fail.
-	err := verifyFile(c.store.fs, r.snap.path, &known, c.store.layout, buf, w)
+	err := verifyFile(c.store.fs, r.snap.path, &known, c.store.layout, true, buf, w)
 	var damage *DamageError
 	if errors.As(err, &damage) {
 		return false, nil
