@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/graft-raft/graft/internal/baidustd"
@@ -18,6 +19,8 @@ const (
 	growFirst = 256 << 10
 	growTrust = 4 << 20 // the most that a header alone makes a reader allocate
 	stride    = 64 << 10
+
+	pooledFrame = 1<<20 + 4<<10 // frames larger than this are in no pool
 )
 
 var (
@@ -25,18 +28,31 @@ var (
 	errStalled   = errors.New("frame does not arrive")
 )
 
+// frameBuffer is memory for a large frame, of a pool.
+type frameBuffer struct {
+	pool  *sync.Pool
+	bytes []byte
+}
+
+func (b *frameBuffer) recycle() { b.pool.Put(b) }
+
 // frameReader cuts frames out of a connection's bytes.
 //
 // Small frames share slabs, a large one has its own buffer. Neither is ever used again
-// once a view into it was handed out, so that views stay valid without a copy.
+// once a view into it was handed out, so that views stay valid without a copy. With a
+// pool, a large frame's buffer is one of it, and who has the frame may give it back.
 //
-// Invariant: buf[r:w] is what was read and not yet handed out; it begins with a frame.
+// Invariants: buf[r:w] is what was read and not yet handed out; it begins with a frame.
+// buf is pooled's if that is set.
 //
 // Ownership: the reader goroutine of the connection.
 type frameReader struct {
 	conn    net.Conn
 	maxBody int
 	timeout time.Duration // for a frame, or 64 KiB of it, from its first byte
+
+	pool   *sync.Pool // of *frameBuffer; nil: there is none
+	pooled *frameBuffer
 
 	buf  []byte
 	r, w int
@@ -69,7 +85,9 @@ func (f *frameReader) next() (frame, error) {
 				f.r += need
 				f.partial = time.Time{}
 				f.grow = min(max(f.grow, need), growTrust)
-				return parseBody(b[baidustd.HeaderSize:need:need], meta)
+				fr, err := parseBody(b[baidustd.HeaderSize:need:need], meta)
+				fr.buf = f.handOver()
+				return fr, err
 			}
 		}
 		if err := f.fill(need); err != nil {
@@ -153,11 +171,30 @@ func (f *frameReader) roomLarge(size, have, free int) {
 	if f.r == 0 && free > 0 && len(f.buf) <= size && len(f.buf) > fullSlab {
 		return
 	}
+	if f.pool != nil && size <= pooledFrame {
+		b, ok := f.pool.Get().(*frameBuffer)
+		if !ok {
+			b = &frameBuffer{pool: f.pool, bytes: make([]byte, pooledFrame)}
+		}
+		f.move(b.bytes[:size])
+		f.pooled = b
+		return
+	}
 	n := min(size, f.grow)
 	if have >= n {
 		n = min(size, have*4)
 	}
 	f.move(make([]byte, n))
+}
+
+// handOver returns the buffer of the frame that is complete if it is a pool's, and keeps no view into it.
+func (f *frameReader) handOver() *frameBuffer {
+	b := f.pooled
+	if b != nil {
+		f.pooled, f.buf, f.r, f.w = nil, nil, 0, 0
+		f.slab = firstSlab // what is read with the next head has to be moved
+	}
+	return b
 }
 
 // move continues in another buffer.
