@@ -34,8 +34,7 @@ type install struct {
 	graft   bool // the sender answers reads in any order, several at a time
 	loading bool
 
-	writers  []*copyWriter
-	turn     int             // whose it is
+	writing  *copyWriting
 	copy     *snapdir.Copy   // nil until there is a manifest
 	ranges   []snapdir.Range // still to be asked for
 	out      int             // requests without an answer
@@ -129,7 +128,7 @@ func (s *snapshotter) begin(in *install) {
 	if in.graft {
 		in.patience = copyPatience
 	}
-	in.writers = s.newWriters()
+	in.writing = newCopyWriting(s.n.host.env.Exec)
 	s.inst, s.begun = in, in.base.index
 	s.incoming.Store(in.base.index)
 	s.show(func(v *SnapshotStatus) {
@@ -199,9 +198,7 @@ func (s *snapshotter) over(in *install) {
 	s.inst = nil
 	s.incoming.Store(0)
 	s.n.host.receives.leave()
-	for _, w := range in.writers {
-		w.Close()
-	}
+	in.writing.close()
 }
 
 // complete publishes what was copied, and has the state machine load it.
