@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -37,6 +38,7 @@ type Host struct {
 	snapshots       string // their directory
 	files           fileService
 	sends, receives throttle
+	turns           *snapdir.Turns
 
 	mu       sync.RWMutex
 	nodes    map[string][]*Node // by group; several only if they differ in Index
@@ -76,6 +78,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	throttle := o.SnapshotThrottle.withDefaults()
 	h.sends.set(throttle.SendRate, throttle.Sends)
 	h.receives.set(throttle.ReceiveRate, throttle.Receives)
+	h.turns = snapdir.NewTurns(max(runtime.GOMAXPROCS(0)/2, 1))
 	if o.SegmentSize != 0 {
 		w.SegmentSize = o.SegmentSize
 	}

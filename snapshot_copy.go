@@ -219,7 +219,9 @@ func (s *snapshotter) onManifest(in *install, _ snapdir.Range, rep rpc.Reply) {
 	store, err := s.open()
 	if err == nil {
 		if err = s.dropDamaged(store, in.base.index); err == nil {
-			in.copy, err = store.OpenCopy(manifest, snapdir.CopyOptions{GroupID: in.group, Watch: s.watch(in.term)})
+			in.copy, err = store.OpenCopy(manifest, snapdir.CopyOptions{
+				GroupID: in.group, Watch: s.watch(in.term), Turns: s.n.host.turns,
+			})
 		}
 	}
 	switch {

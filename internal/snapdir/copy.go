@@ -47,6 +47,7 @@ type Copy struct {
 	store    *Store
 	manifest *manifest
 	dir      string
+	turns    *Turns
 	files    []*incoming
 
 	active sync.WaitGroup // Add under mu while not ended
@@ -195,8 +196,11 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	if err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
-	if _, err := h.WriteAt(p, off); err != nil {
+	if err := take(c.turns.work, func() error { _, err := h.WriteAt(p, off); return err }); err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
+	}
+	if err := take(c.turns.disk, func() error { return vfs.WriteOut(h, off, int64(len(p))) }); err != nil {
+		return c.lose(err)
 	}
 	c.mu.Lock()
 	c.progress.Received += int64(len(p))
@@ -207,7 +211,7 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	}
 	c.mu.Unlock()
 	if due {
-		if err := h.Sync(); err != nil {
+		if err := take(c.turns.disk, h.Sync); err != nil {
 			return c.lose(err)
 		}
 	}
@@ -273,7 +277,12 @@ func (c *Copy) readBack(f *incoming, off, n int64) ([]byte, error) {
 		buf = &leaf
 	}
 	defer c.leaves.Put(buf)
-	return c.store.layout.sumAt(f.f, off, n, *buf, Watch{})
+	var sum []byte
+	err := take(c.turns.work, func() (err error) {
+		sum, err = c.store.layout.sumAt(f.f, off, n, *buf, Watch{})
+		return err
+	})
+	return sum, err
 }
 
 // judge notes whether a complete block is good and reports whether it was the last.
@@ -294,7 +303,7 @@ func (c *Copy) judge(f *incoming, i int64, good bool) (last bool) {
 
 // finish makes a complete file durable and closes it.
 func (c *Copy) finish(f *incoming) error {
-	err := f.f.Sync()
+	err := take(c.turns.disk, f.f.Sync)
 	if closeErr := f.f.Close(); err == nil {
 		err = closeErr
 	}
