@@ -20,6 +20,8 @@ import (
 //
 // Ownership: any goroutine may use it. mu is a leaf lock.
 type fileService struct {
+	pieces sync.Pool // of *[]byte with room for pooledPiece
+
 	mu      sync.Mutex
 	readers map[int64]*lentReader
 }
@@ -48,6 +50,8 @@ type lentReader struct {
 const (
 	// maxPiece is what one get_file answers at most, whatever is asked.
 	maxPiece = 4 << 20
+	// pooledPiece is the largest answer, with its head, for which memory is used again.
+	pooledPiece = snapdir.SegmentHead + copyPiece
 	// maxQueuedReads is how many get_file of one reader may wait.
 	maxQueuedReads = 16
 	// metaFile is the manifest's name.
@@ -159,27 +163,44 @@ func (l *lentReader) serve(now time.Time, req *rpc.Request, m *raftpb.GetFileReq
 	if name == metaFile && off != 0 { // braft gives it whole in any case
 		off = 0
 	}
-	buf, eof, err := l.r.Serve(make([]byte, snapdir.SegmentHead, snapdir.SegmentHead+l.room(name, off, count)), name, off, count, count)
+	lent, back := l.host.files.buffer(snapdir.SegmentHead + l.room(name, off, count))
+	buf, eof, err := l.r.Serve(lent[:snapdir.SegmentHead], name, off, count, count)
 	n := int64(len(buf)) - snapdir.SegmentHead
 	if name != metaFile {
 		l.host.sends.give(count - max(n, 0))
 	}
 	if err != nil {
+		back()
 		l.fail(req, name, err)
 		return
 	}
 	l.served.Add(n)
 	b, err := proto.Marshal(&raftpb.GetFileResponse{Eof: &eof, ReadSize: &n})
 	if err != nil {
+		back()
 		req.Fail(codeInternal, err.Error())
 		return
 	}
 	if n == 0 { // braft sends no attachment then
+		back()
 		req.Reply(b)
 		return
 	}
 	snapdir.PutSegmentHead(buf, off)
-	req.ReplyAttachment(b, [][]byte{buf})
+	req.ReplyLent(b, buf, back)
+}
+
+// buffer returns one with room for so many bytes, and how to give it back.
+func (f *fileService) buffer(room int64) (_ []byte, back func()) {
+	if room > pooledPiece || room < pooledPiece/16 { // of small answers nobody says when they are written
+		return make([]byte, 0, room), func() {}
+	}
+	b, ok := f.pieces.Get().(*[]byte)
+	if !ok {
+		piece := make([]byte, 0, pooledPiece)
+		b = &piece
+	}
+	return *b, func() { f.pieces.Put(b) }
 }
 
 // room is how many bytes an answer is likely to have.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -39,6 +40,7 @@ type Host struct {
 	snapshots       string // their directory
 	files           fileService
 	sends, receives throttle
+	turns           *snapdir.Turns
 
 	mu       sync.RWMutex
 	nodes    map[string][]*Node // by group; several only if they differ in Index
@@ -78,6 +80,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	throttle := o.SnapshotThrottle.withDefaults()
 	h.sends.set(throttle.SendRate, throttle.Sends)
 	h.receives.set(throttle.ReceiveRate, throttle.Receives)
+	h.turns = snapdir.NewTurns(max(runtime.GOMAXPROCS(0)/2, 1))
 	if o.SegmentSize != 0 {
 		w.SegmentSize = o.SegmentSize
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -35,30 +36,65 @@ const (
 	manifestCount = math.MaxUint32
 )
 
-// copyWriters is how many actors write what arrives: while one waits for a sync of some 32 MiB, the others go on.
-const copyWriters = 3
+// copyWriters is how many actors write what arrives: while some wait for a sync, the others go on.
+const copyWriters = 4
 
-// copyWriter writes pieces of a copy.
-type copyWriter = actor.Actor[func()]
+// copyWriting writes the pieces of a copy. None of its writers waits for another: one that was woken takes whatever is next.
+//
+// Ownership: add and close are the snapshotter's; mu guards todo and is a leaf lock.
+type copyWriting struct {
+	writers []*actor.Actor[struct{}]
+	turn    int
 
-func (s *snapshotter) newWriters() (writers []*copyWriter) {
+	mu   sync.Mutex
+	todo []func()
+}
+
+func newCopyWriting(exec actor.Executor) *copyWriting {
+	w := new(copyWriting)
 	for range copyWriters {
-		writers = append(writers, actor.New(s.n.host.env.Exec, "copy", func(_ time.Time, batch []func()) time.Time {
-			for _, f := range batch {
-				f()
-			}
-			return time.Time{}
-		}))
+		w.writers = append(w.writers, actor.New(exec, "copy", w.step))
 	}
-	return writers
+	return w
+}
+
+// add has f called by one of the writers.
+func (w *copyWriting) add(f func()) {
+	w.mu.Lock()
+	w.todo = append(w.todo, f)
+	w.mu.Unlock()
+	w.writers[w.turn].Post(struct{}{})
+	w.turn = (w.turn + 1) % len(w.writers)
+}
+
+func (w *copyWriting) step(time.Time, []struct{}) time.Time {
+	for f := w.next(); f != nil; f = w.next() {
+		f()
+	}
+	return time.Time{}
+}
+
+func (w *copyWriting) next() (f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.todo) > 0 {
+		f = w.todo[0]
+		w.todo = slices.Delete(w.todo, 0, 1)
+	}
+	return f
+}
+
+// close ends the writers once all is written.
+func (w *copyWriting) close() {
+	for _, a := range w.writers {
+		a.Close()
+	}
 }
 
 // write has a piece written, and done called here with what came of it. The copy may have ended by then; then nothing is
 // written.
 func (s *snapshotter) write(in *install, receive func() error, done func(error)) {
-	w := in.writers[in.turn%len(in.writers)]
-	in.turn++
-	w.Post(func() {
+	in.writing.add(func() {
 		err := receive()
 		s.a.Post(func() {
 			if s.inst == in && !in.loading {
@@ -91,7 +127,7 @@ func (s *snapshotter) pump() {
 			}
 		}
 		next := &in.ranges[0]
-		want := in.piece
+		want := in.piece - next.Off%in.piece // so that pieces are whole blocks as soon as they are large enough
 		if next.Len >= 0 {
 			want = min(want, next.Len)
 		}
@@ -183,7 +219,9 @@ func (s *snapshotter) onManifest(in *install, _ snapdir.Range, rep rpc.Reply) {
 	store, err := s.open()
 	if err == nil {
 		if err = s.dropDamaged(store, in.base.index); err == nil {
-			in.copy, err = store.OpenCopy(manifest, snapdir.CopyOptions{GroupID: in.group, Watch: s.watch(in.term)})
+			in.copy, err = store.OpenCopy(manifest, snapdir.CopyOptions{
+				GroupID: in.group, Watch: s.watch(in.term), Turns: s.n.host.turns,
+			})
 		}
 	}
 	switch {
@@ -313,7 +351,11 @@ func (s *snapshotter) onPiece(in *install, ask snapdir.Range, openEnd bool, rep 
 	}
 	s.n.host.receives.give(ask.Len - got)
 	c := in.copy
-	s.write(in, func() error { return c.Receive(ask.Name, ask.Off, got, eof, rep.Attachment) }, func(err error) {
+	receive := func() error {
+		defer rep.Recycle()
+		return c.Receive(ask.Name, ask.Off, got, eof, rep.Attachment)
+	}
+	s.write(in, receive, func(err error) {
 		in.out-- // not before: what waits to be written takes memory
 		if s.written(in, err, got, again) && !eof && (openEnd || got < ask.Len) {
 			s.askRest(in, ask, got, openEnd)

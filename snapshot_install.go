@@ -35,8 +35,7 @@ type install struct {
 	placed  bool // it counts among the host's receives
 	loading bool
 
-	writers  []*copyWriter
-	turn     int             // whose it is
+	writing  *copyWriting
 	copy     *snapdir.Copy   // nil until there is a manifest
 	ranges   []snapdir.Range // still to be asked for
 	out      int             // requests without an answer
@@ -130,7 +129,7 @@ func (s *snapshotter) begin(in *install) {
 	if in.graft {
 		in.patience = copyPatience
 	}
-	in.placed, in.writers = true, s.newWriters()
+	in.placed, in.writing = true, newCopyWriting(s.n.host.env.Exec)
 	s.inst, s.begun = in, in.base.index
 	s.incoming.Store(in.base.index)
 	s.show(func(v *SnapshotStatus) {
@@ -201,9 +200,7 @@ func (s *snapshotter) over(in *install) {
 	s.inst = nil
 	s.incoming.Store(0)
 	s.leavePlace(in)
-	for _, w := range in.writers {
-		w.Close()
-	}
+	in.writing.close()
 }
 
 // leavePlace lets another copy to this host begin.

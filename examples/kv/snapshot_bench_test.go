@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,16 +20,25 @@ import (
 )
 
 const (
-	benchFill    = 64              // MiB
+	benchFill    = 64 // MiB
+	benchRounds  = 3
 	benchTimeout = 5 * time.Second // of elections: there are to be none
 	benchWriters = 4
 	benchPace    = time.Millisecond
 	benchBefore  = 3 * time.Second // for how long to take the time of writes when nothing else happens
 )
 
-// BenchmarkSnapshots fills a group of real processes with GRAFT_FILL MiB, and says how long it takes to save that, to
-// install it, and to start with it; how long writes take before and meanwhile; how much memory sender and receiver
-// take; and how long a plain copy of the same files over TCP, to files that are synced, takes in the same run.
+// BenchmarkSnapshots fills a group of real processes with GRAFT_FILL MiB, and says what snapshots of that cost. In each
+// of GRAFT_ROUNDS rounds a follower that has lost everything copies the leader's snapshot, a plain copy over TCP writes
+// the same files to files that are synced, and the follower copies the snapshot once more while clients write. The
+// medians of the rounds are reported:
+//
+//	copy/plain-%         how fast a snapshot is copied, the plain copy being 100
+//	loaded-copy/plain-%  the same while clients write
+//	p99-copying-ratio    99th percentile of writes while a snapshot is copied, as a multiple of p99-before-ms
+//	p99-install-ratio    the same until it is installed, which takes all of the follower's processors
+//	sender-MiB           by how much the leader's memory grows at most
+//	receiver-MiB         how much memory the follower, which holds nothing else, has at most while it copies
 //
 //	GRAFT_FILL=1024 go test ./examples/kv -run '^$' -bench Snapshots -timeout 0
 func BenchmarkSnapshots(b *testing.B) {
@@ -43,36 +53,75 @@ func BenchmarkSnapshots(b *testing.B) {
 	fillStore(b, procs, fill)
 	b.ReportMetric(float64(fill)/(1<<20)/time.Since(start).Seconds(), "fill-MiB/s")
 	leader, _ := atRest(b, procs, changeLimit)
+	m := &snapshotMeasures{
+		b: b, procs: procs, leader: leader, follower: exceptFor(procs, []*process{leader})[0],
+		numbers: make(map[string][]float64),
+	}
 	for b.Loop() {
-		m := snapshotMeasures{b: b, procs: procs, leader: leader, follower: exceptFor(procs, []*process{leader})[0]}
-		m.writes()
-		m.install()
-		m.plain()
-		m.installUnderWrites()
+		m.saveUnderWrites()
+		for range fromEnv(b, "GRAFT_ROUNDS", benchRounds) {
+			m.install()
+			m.plain()
+			m.installUnderWrites()
+		}
 		m.restart()
 	}
+	m.report()
 	waitCaughtUp(b, procs)
 	sameEverywhere(b, procs)
 }
 
-// snapshotMeasures is one measurement of everything.
+// snapshotMeasures is what is measured, several times over.
 type snapshotMeasures struct {
 	b                *testing.B
 	procs            []*process
 	leader, follower *process
-	before           time.Duration // the 99th percentile of writes when nothing else happens
-	copied           time.Duration
-	receiver         int64 // the most memory that the follower had while it copied
+	receiver         int64                // the most memory that the follower had while it copied
+	units            []string             // in the order in which they came
+	numbers          map[string][]float64 // by unit
 }
 
-func (m *snapshotMeasures) report(d time.Duration, unit string) {
-	m.b.ReportMetric(float64(d.Microseconds())/1e3, unit)
+func (m *snapshotMeasures) note(unit string, v float64) {
+	if m.numbers[unit] == nil {
+		m.units = append(m.units, unit)
+	}
+	m.numbers[unit] = append(m.numbers[unit], v)
 }
 
-// writes takes the time of writes before a snapshot is saved and meanwhile.
-func (m *snapshotMeasures) writes() {
+func (m *snapshotMeasures) noteTime(unit string, d time.Duration) {
+	m.note(unit, float64(d.Microseconds())/1e3)
+}
+
+// median is that of all measurements so far.
+func (m *snapshotMeasures) median(unit string) float64 {
+	s := slices.Sorted(slices.Values(m.numbers[unit]))
+	if len(s) == 0 {
+		return 0
+	}
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+func (m *snapshotMeasures) report() {
+	for _, unit := range m.units {
+		m.b.Logf("%-22s %8.1f, median of %.1f", unit, m.median(unit), m.numbers[unit])
+		m.b.ReportMetric(m.median(unit), unit)
+	}
+	ratio := func(unit string, scale float64, of, by string) {
+		if d := m.median(by); d > 0 {
+			m.b.Logf("%-22s %8.2f", unit, scale*m.median(of)/d)
+			m.b.ReportMetric(scale*m.median(of)/d, unit)
+		}
+	}
+	ratio("copy/plain-%", 100, "plain-ms", "copy-ms")
+	ratio("loaded-copy/plain-%", 100, "plain-ms", "loaded-copy-ms")
+	ratio("p99-copying-ratio", 1, "p99-copying-ms", "p99-before-ms")
+	ratio("p99-install-ratio", 1, "p99-install-ms", "p99-before-ms")
+}
+
+// saveUnderWrites takes the time of writes before a snapshot is saved and meanwhile.
+func (m *snapshotMeasures) saveUnderWrites() {
 	w := startPaced(m.b, m.leader)
-	before := w.during(func() { <-time.After(benchBefore) })
+	w.during(func() { <-time.After(benchBefore) })
 	var took time.Duration
 	was := m.leader.number("raft_snapshot_index")
 	saving := w.during(func() {
@@ -85,17 +134,15 @@ func (m *snapshotMeasures) writes() {
 		took = time.Since(start)
 	})
 	w.close()
-	m.before = percentile(before, .99)
-	m.b.Logf("writes before:       %s", summary(before))
-	m.b.Logf("writes while saving: %s", summary(saving))
-	m.report(took, "save-ms")
-	m.report(m.before, "p99-before-ms")
-	m.report(percentile(saving, .99), "p99-saving-ms")
+	m.b.Logf("writes while saving:  %s", summary(saving))
+	m.noteTime("save-ms", took)
+	m.noteTime("p99-saving-ms", percentile(saving, .99))
 }
 
 // installed wipes the follower and waits until it has the leader's snapshot.
 func (m *snapshotMeasures) installed() {
 	m.follower.wipe()
+	settleDisk()
 	m.follower.start()
 	m.receiver = 0
 	waitLong(m.b, "the snapshot is installed", func() bool {
@@ -107,30 +154,45 @@ func (m *snapshotMeasures) installed() {
 	})
 }
 
+// settleDisk lets the disk do what is left to do of what was before.
+func settleDisk() {
+	_ = exec.Command("sync").Run() // without it the numbers are less good, and not wrong
+}
+
 // install takes the time of an install in a group at rest.
 func (m *snapshotMeasures) install() {
+	waitCaughtUp(m.b, m.procs)
 	sender, stop := memoryOf(m.leader), make(chan struct{})
 	peak := make(chan int64, 1)
 	go func() { peak <- peakMemory(m.leader, stop) }()
 	m.installed()
 	close(stop)
 	if most := <-peak; sender > 0 {
-		m.b.ReportMetric(float64(most-sender)/(1<<20), "sender-MiB")
-		m.b.ReportMetric(float64(m.receiver)/(1<<20), "receiver-MiB")
+		m.note("sender-MiB", float64(most-sender)/(1<<20))
+		m.note("receiver-MiB", float64(m.receiver)/(1<<20))
 	}
-	m.copied = m.logged("copied a snapshot")
-	m.report(m.copied, "copy-ms")
-	m.report(m.logged("installed a snapshot"), "install-ms")
+	_, copied := m.logged("copied a snapshot")
+	_, all := m.logged("installed a snapshot")
+	m.noteTime("copy-ms", copied)
+	m.noteTime("install-ms", all)
 }
 
-// installUnderWrites takes the time of writes during an install.
+// installUnderWrites takes the time of writes before an install and meanwhile.
 func (m *snapshotMeasures) installUnderWrites() {
+	waitCaughtUp(m.b, m.procs)
 	w := startPaced(m.b, m.leader)
+	before := w.during(func() { <-time.After(benchBefore) })
 	during := w.during(m.installed)
 	w.close()
-	m.b.Logf("writes while sending: %s", summary(during))
-	m.report(percentile(during, .99), "p99-sending-ms")
-	m.b.Logf("p99 of writes is %.1f times what it was while a snapshot is sent", float64(percentile(during, .99))/float64(max(m.before, 1)))
+	end, took := m.logged("copied a snapshot")
+	copying := w.between(end.Add(-took), end)
+	m.b.Logf("writes before:        %s", summary(before))
+	m.b.Logf("writes while copying: %s", summary(copying))
+	m.b.Logf("and until installed:  %s", summary(during))
+	m.noteTime("loaded-copy-ms", took)
+	m.noteTime("p99-before-ms", percentile(before, .99))
+	m.noteTime("p99-copying-ms", percentile(copying, .99))
+	m.noteTime("p99-install-ms", percentile(during, .99))
 }
 
 // restart takes the time from the start of a process with a snapshot until it answers.
@@ -139,32 +201,38 @@ func (m *snapshotMeasures) restart() {
 	start := time.Now()
 	m.follower.start()
 	waitLong(m.b, "it answers", func() bool { return m.follower.info() != nil })
-	m.report(time.Since(start), "restart-ms")
+	m.noteTime("restart-ms", time.Since(start))
 }
 
-// logged is how long the follower's log says that something took, the last time.
-func (m *snapshotMeasures) logged(what string) time.Duration {
+// logged is when the follower's log says that something was done, the last time, and how long it took.
+func (m *snapshotMeasures) logged(what string) (end time.Time, took time.Duration) {
 	log, err := os.ReadFile(m.follower.stderr)
 	require.NoError(m.b, err)
-	all := regexp.MustCompile(what+`.*"took": ([0-9.e-]+)`).FindAllSubmatch(log, -1)
+	all := regexp.MustCompile(`(?m)^(\S+)\s.*`+what+`.*"took": ([0-9.e-]+)`).FindAllSubmatch(log, -1)
 	require.NotEmpty(m.b, all, what)
-	seconds, err := strconv.ParseFloat(string(all[len(all)-1][1]), 64)
+	last := all[len(all)-1]
+	end, err = time.Parse("2006-01-02T15:04:05.000Z0700", string(last[1]))
 	require.NoError(m.b, err)
-	return time.Duration(seconds * float64(time.Second))
+	seconds, err := strconv.ParseFloat(string(last[2]), 64)
+	require.NoError(m.b, err)
+	return end, time.Duration(seconds * float64(time.Second))
 }
 
-// plain copies the leader's snapshot over one connection into files that are synced.
+// plain copies the leader's snapshot over one connection into files that are synced, beside the follower's.
 func (m *snapshotMeasures) plain() {
 	files, err := filepath.Glob(filepath.Join(m.leader.dir, "*", "*", "snapshot_*", "*"))
 	require.NoError(m.b, err)
 	require.NotEmpty(m.b, files)
-	start := time.Now()
-	n, err := plainCopy(files, m.b.TempDir())
-	took := time.Since(start)
+	dir, err := os.MkdirTemp(filepath.Dir(m.follower.dir), "plain")
 	require.NoError(m.b, err)
-	m.report(took, "plain-copy-ms")
-	m.b.ReportMetric(float64(took)/float64(m.copied), "copy/plain")
-	m.b.Logf("%s: %v as a snapshot, %v as a plain copy", mib(n), m.copied.Round(time.Millisecond), took.Round(time.Millisecond))
+	settleDisk()
+	start := time.Now()
+	n, err := plainCopy(files, dir)
+	m.noteTime("plain-ms", time.Since(start))
+	require.NoError(m.b, err)
+	require.NoError(m.b, os.RemoveAll(dir))
+	m.b.Logf("%s: %.0f ms as a snapshot, %.0f ms as a plain copy", mib(n), m.numbers["copy-ms"][len(m.numbers["copy-ms"])-1],
+		m.numbers["plain-ms"][len(m.numbers["plain-ms"])-1])
 }
 
 // plainCopy sends files over TCP and syncs what arrives.
@@ -300,7 +368,11 @@ func (w *paced) close() {
 func (w *paced) during(f func()) (took []time.Duration) {
 	start := time.Now()
 	f()
-	end := time.Now()
+	return w.between(start, time.Now())
+}
+
+// between returns, sorted, how long the writes took that were under way in between.
+func (w *paced) between(start, end time.Time) (took []time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, i := range w.writes {

@@ -85,6 +85,7 @@ type frame struct {
 	meta                baidustd.Meta
 	message, attachment []byte
 	bad                 string // what is wrong with it, where the connection can go on
+	buf                 *frameBuffer
 }
 
 // parseBody takes a frame's body apart. An error means that the connection cannot be

@@ -26,8 +26,9 @@ type outbox struct {
 
 // largeRef is a large piece and how many bytes of small stand in front of it.
 type largeRef struct {
-	at    int
-	piece []byte
+	at      int
+	piece   []byte
+	written func() // nil: nobody wants to know when the piece is needed no more
 }
 
 func (o *outbox) request(c *Call, id int64, message, attachment int) {
@@ -35,30 +36,30 @@ func (o *outbox) request(c *Call, id int64, message, attachment int) {
 	o.small = baidustd.AppendRequest(o.small, c.Service, c.Method, id, message, attachment)
 	o.queued += len(o.small) - before
 	for _, p := range c.Message {
-		o.put(p)
+		o.put(p, nil)
 	}
 	for _, p := range c.Attachment {
-		o.put(p)
+		o.put(p, nil)
 	}
 }
 
-func (o *outbox) response(id int64, code int32, text string, message []byte, attachment [][]byte) {
+func (o *outbox) response(id int64, code int32, text string, message []byte, attachment [][]byte, written func()) {
 	before := len(o.small)
 	o.small = baidustd.AppendResponse(o.small, code, text, id, len(message), total(attachment))
 	o.queued += len(o.small) - before
-	o.put(message)
+	o.put(message, nil)
 	for _, p := range attachment {
-		o.put(p)
+		o.put(p, written)
 	}
 }
 
-func (o *outbox) put(piece []byte) {
+func (o *outbox) put(piece []byte, written func()) {
 	o.queued += len(piece)
 	if len(piece) < largePiece {
 		o.small = append(o.small, piece...)
 		return
 	}
-	o.large = append(o.large, largeRef{at: len(o.small), piece: piece})
+	o.large = append(o.large, largeRef{at: len(o.small), piece: piece, written: written})
 }
 
 // buffers appends what writev takes to v.
@@ -75,6 +76,15 @@ func (o *outbox) buffers(v net.Buffers) net.Buffers {
 		v = append(v, o.small[at:])
 	}
 	return v
+}
+
+// giveBack tells whose the large pieces are that they are needed no more. No lock is held.
+func (o *outbox) giveBack() {
+	for i := range o.large {
+		if l := &o.large[i]; l.written != nil {
+			l.written()
+		}
+	}
 }
 
 // reset empties the outbox for reuse, and lets go of large pieces. A large buffer is
@@ -218,5 +228,6 @@ func (w *frameWriter) flushPieces(plain bool) (err error) {
 		_, err = w.rest.WriteTo(w.conn)
 	}
 	clear(w.vec)
+	w.batch.giveBack()
 	return err
 }

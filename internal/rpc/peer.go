@@ -28,6 +28,7 @@ import (
 type peer struct {
 	t          *TCP
 	address    string
+	bulk       bool // it stands for the connection for bulk calls
 	backlogErr error
 
 	outlet
@@ -53,9 +54,9 @@ type peer struct {
 	incarnation uint64 // of the process that was seen last; 0 if unknown
 }
 
-func newPeer(t *TCP, address string) *peer {
+func newPeer(t *TCP, address string, bulk bool) *peer {
 	return &peer{
-		t: t, address: address, backlogErr: fmt.Errorf("%w: %s", ErrBacklog, address),
+		t: t, address: address, bulk: bulk, backlogErr: fmt.Errorf("%w: %s", ErrBacklog, address),
 		outlet: newOutlet(), calls: callTable{earliest: never},
 	}
 }
@@ -317,6 +318,9 @@ func (p *peer) lost() {
 func (p *peer) read(conn net.Conn, done chan<- struct{}) {
 	defer close(done)
 	in := newFrameReader(conn, p.t.o.MaxBody, p.t.o.FrameTimeout)
+	if p.bulk {
+		in.pool = &p.t.frames
+	}
 	for {
 		f, err := in.next()
 		if err == nil && !f.meta.IsResponse {
@@ -345,7 +349,7 @@ func (p *peer) answered(f *frame) {
 		p.t.stats.late.Add(1)
 		return
 	}
-	r := Reply{Code: f.meta.ErrorCode, Message: f.message, Attachment: f.attachment}
+	r := Reply{Code: f.meta.ErrorCode, Message: f.message, Attachment: f.attachment, buf: f.buf}
 	switch {
 	case f.bad != "":
 		p.t.stats.bad.Add(1)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/graft-raft/graft/internal/baidustd"
@@ -18,6 +19,8 @@ const (
 	growFirst = 256 << 10
 	growTrust = 4 << 20 // the most that a header alone makes a reader allocate
 	stride    = 64 << 10
+
+	pooledFrame = 1<<20 + 4<<10 // frames larger than this are in no pool
 )
 
 // Pinned returns how much memory a view into a message keeps in use that has the given size with its attachment.
@@ -28,18 +31,31 @@ var (
 	errStalled   = errors.New("frame does not arrive")
 )
 
+// frameBuffer is memory for a large frame, of a pool.
+type frameBuffer struct {
+	pool  *sync.Pool
+	bytes []byte
+}
+
+func (b *frameBuffer) recycle() { b.pool.Put(b) }
+
 // frameReader cuts frames out of a connection's bytes.
 //
 // Small frames share slabs, a large one has its own buffer. Neither is ever used again
-// once a view into it was handed out, so that views stay valid without a copy.
+// once a view into it was handed out, so that views stay valid without a copy. With a
+// pool, a large frame's buffer is one of it, and who has the frame may give it back.
 //
-// Invariant: buf[r:w] is what was read and not yet handed out; it begins with a frame.
+// Invariants: buf[r:w] is what was read and not yet handed out; it begins with a frame.
+// buf is pooled's if that is set.
 //
 // Ownership: the reader goroutine of the connection.
 type frameReader struct {
 	conn    net.Conn
 	maxBody int
 	timeout time.Duration // for a frame, or 64 KiB of it, from its first byte
+
+	pool   *sync.Pool // of *frameBuffer; nil: there is none
+	pooled *frameBuffer
 
 	// hold asks whether the memory of a large frame may be so much, and with 0 gives it up. nil: nobody counts.
 	hold func(bytes int) bool
@@ -79,7 +95,9 @@ func (f *frameReader) next() (frame, error) {
 				if f.hold != nil && need > fullSlab {
 					f.hold(0)
 				}
-				return parseBody(b[baidustd.HeaderSize:need:need], meta)
+				fr, err := parseBody(b[baidustd.HeaderSize:need:need], meta)
+				fr.buf = f.handOver()
+				return fr, err
 			}
 		}
 		if err := f.fill(need); err != nil {
@@ -167,6 +185,15 @@ func (f *frameReader) roomLarge(size, have, free int) error {
 	if f.r == 0 && free > 0 && len(f.buf) <= size && len(f.buf) > fullSlab {
 		return nil
 	}
+	if f.pool != nil && size <= pooledFrame {
+		b, ok := f.pool.Get().(*frameBuffer)
+		if !ok {
+			b = &frameBuffer{pool: f.pool, bytes: make([]byte, pooledFrame)}
+		}
+		f.move(b.bytes[:size])
+		f.pooled = b
+		return nil
+	}
 	n := min(size, f.grow)
 	if have >= n {
 		n = min(size, have*4)
@@ -176,6 +203,16 @@ func (f *frameReader) roomLarge(size, have, free int) error {
 	}
 	f.move(make([]byte, n))
 	return nil
+}
+
+// handOver returns the buffer of the frame that is complete if it is a pool's, and keeps no view into it.
+func (f *frameReader) handOver() *frameBuffer {
+	b := f.pooled
+	if b != nil {
+		f.pooled, f.buf, f.r, f.w = nil, nil, 0, 0
+		f.slab = firstSlab // what is read with the next head has to be moved
+	}
+	return b
 }
 
 // move continues in another buffer.

@@ -43,7 +43,7 @@ type Call struct {
 	Attachment      [][]byte      // pieces of the attachment
 	Timeout         time.Duration // 0: none. Coarse: it may take some 10 ms longer
 	// Bulk sends the call over a connection that only such calls share, so that large answers do
-	// not hold up heartbeats.
+	// not hold up heartbeats. The memory of its answer can be used again, see Reply.Recycle.
 	Bulk bool
 	// Done is called exactly once. It must not block. It runs on the caller's stack
 	// only where the call fails at once.
@@ -52,12 +52,24 @@ type Call struct {
 
 // Reply is the outcome of a call.
 //
-// Ownership: Message and Attachment are views into memory that is never reused.
+// Ownership: Message and Attachment are views into memory that is not used again, unless
+// Recycle says so.
 type Reply struct {
 	Err                 error  // there is no answer: not sent, connection lost, timed out
 	Code                int32  // the peer's error, 0 for success
 	Text                string // of that error
 	Message, Attachment []byte
+
+	buf *frameBuffer // what they are views into, if that can be used again
+}
+
+// Recycle lets the transport use the memory of Message and Attachment again: nobody looks at
+// them any more. It is called once or, by who cannot tell, not at all.
+func (r *Reply) Recycle() {
+	if r.buf != nil {
+		r.buf.recycle()
+	}
+	r.buf, r.Message, r.Attachment = nil, nil, nil
 }
 
 // StartOptions say how a process serves and is known.
@@ -115,7 +127,14 @@ func (r *Request) Reply(message []byte) { r.ReplyAttachment(message, nil) }
 
 // ReplyAttachment answers with message and an attachment, both immutable from here on.
 func (r *Request) ReplyAttachment(message []byte, attachment [][]byte) {
-	r.answer(0, "", message, attachment)
+	r.answer(0, "", message, attachment, nil)
+}
+
+// ReplyLent is ReplyAttachment with an attachment that is one piece and only lent: written is
+// called, on any goroutine, once it is needed no more. It is not called if the attachment is
+// small, the connection breaks, or the transport does not say.
+func (r *Request) ReplyLent(message, attachment []byte, written func()) {
+	r.answer(0, "", message, [][]byte{attachment}, written)
 }
 
 // Fail answers with an error. Over TCP the text gets the prefix that brpc gives it.
@@ -123,10 +142,10 @@ func (r *Request) Fail(code int32, text string) {
 	if code == 0 || code == -1 { // brpc does the same with -1
 		code = codeInternal
 	}
-	r.answer(code, text, nil, nil)
+	r.answer(code, text, nil, nil, nil)
 }
 
-func (r *Request) answer(code int32, text string, message []byte, attachment [][]byte) {
+func (r *Request) answer(code int32, text string, message []byte, attachment [][]byte, written func()) {
 	if !r.answered.CompareAndSwap(false, true) {
 		return
 	}
@@ -134,5 +153,5 @@ func (r *Request) answer(code int32, text string, message []byte, attachment [][
 		r.reply(code, text, message, attachment)
 		return
 	}
-	r.conn.answer(r, code, text, message, attachment)
+	r.conn.answer(r, code, text, message, attachment, written)
 }

@@ -183,8 +183,8 @@ func (c *serverConn) letGo(size int) {
 	c.unpause() // the reader looks whether there is room now
 }
 
-// answer sends the answer to a request.
-func (c *serverConn) answer(r *Request, code int32, text string, message []byte, attachment [][]byte) {
+// answer sends the answer to a request. See ReplyLent for written.
+func (c *serverConn) answer(r *Request, code int32, text string, message []byte, attachment [][]byte, written func()) {
 	if n := len(message) + total(attachment); n > c.t.o.MaxBody {
 		code, text = codeInternal, fmt.Sprintf("answer of %d bytes is too large", n)
 	}
@@ -197,7 +197,7 @@ func (c *serverConn) answer(r *Request, code int32, text string, message []byte,
 	paused, wake, start := c.paused, false, false
 	c.paused = false
 	if c.stopped == nil {
-		c.out.response(r.id, code, text, message, attachment)
+		c.out.response(r.id, code, text, message, attachment, written)
 		wake, start = c.rouse(), !c.writing
 		c.writing = true
 	}

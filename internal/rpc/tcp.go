@@ -28,6 +28,7 @@ type TCP struct {
 
 	sweepAt atomic.Int64  // when sweep looks at timeouts next, a time.Duration like now's
 	hurry   chan struct{} // capacity 1: sweepAt is earlier than it was
+	frames  sync.Pool     // of *frameBuffer, for answers to bulk calls
 
 	partials partials
 	evicted  time.Duration // when one that was idle had to go; the acceptor's
@@ -192,7 +193,7 @@ func (t *TCP) peer(address string, bulk bool) (*peer, error) {
 		return nil, ErrClosed
 	}
 	if p = t.peers[key]; p == nil {
-		p = newPeer(t, address)
+		p = newPeer(t, address, bulk)
 		t.peers[key] = p
 	}
 	return p, nil

@@ -116,6 +116,71 @@ func TestViewsStayValid(t *testing.T) {
 	}
 }
 
+// TestLentMemory: what is lent for an answer is given back once, after it was written, and an answer to a bulk call is whole
+// until it is recycled, however often the same memory is used on both sides.
+func TestLentMemory(t *testing.T) {
+	var mu sync.Mutex
+	var free [][]byte
+	var lent, back int
+	server := start(t, TCPOptions{}, StartOptions{Serve: func(r *Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		b := make([]byte, 2<<20)
+		if n := len(free); n > 0 {
+			b, free = free[n-1], free[:n-1]
+		}
+		n := int(r.Message[0])<<16 | int(r.Message[1])<<8 | int(r.Message[2])
+		for i := range n {
+			b[i] = r.Message[2] + byte(i>>10)
+		}
+		lent++
+		r.ReplyLent(r.Message, b[:n], func() {
+			clear(b)
+			mu.Lock()
+			defer mu.Unlock()
+			back++
+			free = append(free, b)
+		})
+	}})
+	client := start(t, TCPOptions{}, StartOptions{})
+	rng := rand.New(rand.NewPCG(1, 1))
+	var all sync.WaitGroup
+	for range 8 {
+		seed := rng.Uint64()
+		all.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, 1))
+			var kept []Reply
+			for i := range 100 {
+				n := []int{largePiece + 20, fullSlab - 50, fullSlab, 1 << 20, pooledFrame, 2 << 20}[rng.IntN(6)] - rng.IntN(20)
+				r := <-ask(client, server.Addr().String(), Call{Message: [][]byte{{byte(n >> 16), byte(n >> 8), byte(n)}}, Bulk: i%10 > 0})
+				if r.Err != nil || len(r.Attachment) != n || cap(r.Attachment) != n {
+					t.Errorf("%d bytes of %d: %v", len(r.Attachment), n, r.Err)
+					return
+				}
+				if kept = append(kept, r); len(kept) < 4 {
+					continue
+				}
+				for _, r := range kept {
+					for i, b := range r.Attachment {
+						if b != byte(len(r.Attachment))+byte(i>>10) {
+							t.Errorf("byte %d of %d is %d", i, len(r.Attachment), b)
+							return
+						}
+					}
+					r.Recycle()
+				}
+				kept = nil
+			}
+		})
+	}
+	all.Wait()
+	require.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return back == lent
+	}, 10*time.Second, time.Millisecond)
+}
+
 func TestErrorsHaveBraftsPrefix(t *testing.T) {
 	server := start(t, TCPOptions{}, StartOptions{Address: "10.0.0.1:80", Serve: func(r *Request) {
 		r.Fail(int32(len(r.Message))-1, "Not leader")

@@ -37,6 +37,8 @@ type Progress struct {
 //
 // Invariants: nothing in the directory copy/ is a link to a local snapshot's file,
 // since what is there may be overwritten. A block that matched is not written again.
+// Matched means: as it was read back from the file, so that nothing of a snapshot needs
+// to be hashed once more when all of it is there.
 // err, once set, is what every later call returns.
 //
 // Ownership: safe for concurrent use. mu is a leaf lock, not held during I/O; active
@@ -45,10 +47,13 @@ type Copy struct {
 	store    *Store
 	manifest *manifest
 	dir      string
+	turns    *Turns
 	files    []*incoming
 
 	active sync.WaitGroup // Add under mu while not ended
 	leaves sync.Pool      // of *[]byte with room for a leaf
+
+	duplicated bool // Commit's: a file was copied from a local snapshot, and not looked at since
 
 	mu       sync.Mutex
 	progress Progress
@@ -175,7 +180,7 @@ func (c *Copy) WriteAt(name string, p []byte, off int64) error {
 			c.mu.Unlock()
 			return err
 		}
-		if err = c.settle(f, piece, p, off); err != nil && !errors.As(err, &bad) {
+		if err = c.settle(f, piece); err != nil && !errors.As(err, &bad) {
 			return err
 		}
 	}
@@ -191,8 +196,11 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	if err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
-	if _, err := h.WriteAt(p, off); err != nil {
+	if err := take(c.turns.work, func() error { _, err := h.WriteAt(p, off); return err }); err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
+	}
+	if err := take(c.turns.disk, func() error { return vfs.WriteOut(h, off, int64(len(p))) }); err != nil {
+		return c.lose(err)
 	}
 	c.mu.Lock()
 	c.progress.Received += int64(len(p))
@@ -203,7 +211,7 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	}
 	c.mu.Unlock()
 	if due {
-		if err := h.Sync(); err != nil {
+		if err := take(c.turns.disk, h.Sync); err != nil {
 			return c.lose(err)
 		}
 	}
@@ -230,9 +238,8 @@ func (c *Copy) open(f *incoming) (vfs.File, error) {
 	return h, err
 }
 
-// settle counts a piece that was written and verifies the blocks it completed. p,
-// which begins at off, has the bytes of the piece.
-func (c *Copy) settle(f *incoming, piece span, p []byte, off int64) error {
+// settle counts a piece that was written and verifies the blocks it completed.
+func (c *Copy) settle(f *incoming, piece span) error {
 	var whole []int64
 	c.mu.Lock()
 	for i := piece.lo / f.blockSize; i*f.blockSize < piece.hi; i++ {
@@ -246,13 +253,7 @@ func (c *Copy) settle(f *incoming, piece span, p []byte, off int64) error {
 	var bad error
 	for _, i := range whole {
 		at, n, want := f.block(i)
-		var sum []byte
-		var err error
-		if piece.lo <= at && at+n <= piece.hi {
-			sum = c.store.layout.sum(p[at-off : at+n-off])
-		} else {
-			sum, err = c.readBack(f, at, n)
-		}
+		sum, err := c.readBack(f, at, n)
 		if err != nil {
 			return c.lose(err)
 		}
@@ -267,7 +268,8 @@ func (c *Copy) settle(f *incoming, piece span, p []byte, off int64) error {
 	return bad
 }
 
-// readBack hashes a block that came in several pieces.
+// readBack hashes a block as the file has it. It was written a moment ago, so that this costs
+// little more than to hash what came, and finds also what went wrong behind that.
 func (c *Copy) readBack(f *incoming, off, n int64) ([]byte, error) {
 	buf, _ := c.leaves.Get().(*[]byte)
 	if buf == nil {
@@ -275,7 +277,12 @@ func (c *Copy) readBack(f *incoming, off, n int64) ([]byte, error) {
 		buf = &leaf
 	}
 	defer c.leaves.Put(buf)
-	return c.store.layout.sumAt(f.f, off, n, *buf, Watch{})
+	var sum []byte
+	err := take(c.turns.work, func() (err error) {
+		sum, err = c.store.layout.sumAt(f.f, off, n, *buf, Watch{})
+		return err
+	})
+	return sum, err
 }
 
 // judge notes whether a complete block is good and reports whether it was the last.
@@ -296,7 +303,7 @@ func (c *Copy) judge(f *incoming, i int64, good bool) (last bool) {
 
 // finish makes a complete file durable and closes it.
 func (c *Copy) finish(f *incoming) error {
-	err := f.f.Sync()
+	err := take(c.turns.disk, f.f.Sync)
 	if closeErr := f.f.Close(); err == nil {
 		err = closeErr
 	}

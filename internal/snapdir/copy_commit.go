@@ -119,13 +119,24 @@ func (c *Copy) commit() (*Reader, error) {
 		links = links || f.source != nil
 	}
 	m := newManifest(c.manifest.meta, c.manifest.group, files)
-	if !links {
-		if err := c.seal(c.dir, m); err != nil {
-			return nil, err
-		}
-		return c.store.publish(c.dir, m)
+	if links {
+		return c.install(m)
 	}
-	return c.install(m)
+	if err := c.seal(c.dir, m); err != nil {
+		return nil, err
+	}
+	return c.publish(c.dir, m)
+}
+
+// publish is the Store's, for what was compared block by block.
+func (c *Copy) publish(dir string, m *manifest) (*Reader, error) {
+	r, err := c.store.publish(dir, m)
+	if err == nil && !c.duplicated {
+		c.store.mu.Lock()
+		r.snap.matched = true
+		c.store.mu.Unlock()
+	}
+	return r, err
 }
 
 // secure makes a file durable that an interrupted copy had completed, or that is empty.
@@ -156,7 +167,9 @@ func (c *Copy) install(m *manifest) (*Reader, error) {
 	}
 	for _, f := range c.files {
 		if f.source != nil && err == nil {
-			err = link(s.fs, filepath.Join(f.source.Path(), f.Name), dir, f.Name)
+			var duplicated bool
+			duplicated, err = link(s.fs, filepath.Join(f.source.Path(), f.Name), dir, f.Name)
+			c.duplicated = c.duplicated || duplicated
 		}
 	}
 	if err == nil {
@@ -164,7 +177,7 @@ func (c *Copy) install(m *manifest) (*Reader, error) {
 	}
 	if err == nil {
 		var r *Reader
-		if r, err = s.publish(dir, m); err == nil {
+		if r, err = c.publish(dir, m); err == nil {
 			return r, nil
 		}
 	}
@@ -213,18 +226,22 @@ func syncExisting(fs vfs.FS, dir string, files []File) error {
 	return syncDirs(fs, dir, there)
 }
 
-// link gives a file of a snapshot a second name, or copies it where there are no links.
-func link(fs vfs.FS, from, dir, name string) error {
+// link gives a file of a snapshot a second name, or duplicates it where there are no links.
+func link(fs vfs.FS, from, dir, name string) (duplicated bool, err error) {
 	to := filepath.Join(dir, name)
 	if parent := filepath.Dir(to); parent != dir {
 		if err := fs.MkdirAll(parent, 0o755); err != nil {
-			return err
+			return false, err
 		}
 	}
-	err := fs.Link(from, to)
+	err = fs.Link(from, to)
 	if !slices.ContainsFunc([]error{syscall.EXDEV, syscall.EMLINK, syscall.EPERM, errors.ErrUnsupported}, func(no error) bool { return errors.Is(err, no) }) {
-		return err
+		return false, err
 	}
+	return true, duplicate(fs, from, to)
+}
+
+func duplicate(fs vfs.FS, from, to string) error {
 	src, err := fs.OpenFile(from, os.O_RDONLY, 0)
 	if err != nil {
 		return err

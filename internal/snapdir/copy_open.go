@@ -17,6 +17,27 @@ type CopyOptions struct {
 	GroupID uint64
 	// Watch is for the reading of what is there already.
 	Watch Watch
+	// Turns are those of all copies that share processors and disk. nil: nobody else's.
+	Turns *Turns
+}
+
+// Turns keeps copies from taking all of the processors and of the disk for themselves: so
+// many hash at a time, and one writes to the disk, one piece at a time, so that a log's
+// sync has not to wait for more than that.
+//
+// Ownership: safe for concurrent use. The channels are semaphores.
+type Turns struct{ work, disk chan struct{} }
+
+// NewTurns returns turns for so many at a time that hash.
+func NewTurns(work int) *Turns {
+	return &Turns{work: make(chan struct{}, work), disk: make(chan struct{}, 1)}
+}
+
+// take calls f while it is the caller's turn.
+func take(turn chan struct{}, f func() error) error {
+	turn <- struct{}{}
+	defer func() { <-turn }()
+	return f()
 }
 
 // OpenCopy begins to take in the snapshot with the given manifest, as another node
@@ -45,7 +66,10 @@ func (s *Store) OpenCopy(data []byte, o CopyOptions) (*Copy, error) {
 	if busy {
 		return nil, fmt.Errorf("copy snapshot %d: %w", m.index(), ErrBusy)
 	}
-	c := &Copy{store: s, manifest: m, dir: filepath.Join(s.dir, copyDir)}
+	c := &Copy{store: s, manifest: m, dir: filepath.Join(s.dir, copyDir), turns: o.Turns}
+	if c.turns == nil {
+		c.turns = NewTurns(1)
+	}
 	if err := c.takeOver(o.Watch); err != nil {
 		c.letGo()
 		return nil, fmt.Errorf("copy snapshot %d: %w", m.index(), err)
@@ -193,7 +217,7 @@ func (c *Copy) sameContent(r *Reader, local *File, f *incoming, buf []byte, w Wa
 	}
 	// Also if it was verified before: if it has rotted since, every install that
 	// links it would fail.
-	err := verifyFile(c.store.fs, r.snap.path, &known, c.store.layout, buf, w)
+	err := verifyFile(c.store.fs, r.snap.path, &known, c.store.layout, true, buf, w)
 	var damage *DamageError
 	if errors.As(err, &damage) {
 		return false, nil

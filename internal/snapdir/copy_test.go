@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -255,6 +256,105 @@ func TestCopyLinks(t *testing.T) {
 		requireWhole(t, r, b)
 		require.NoError(t, r.Close())
 	}
+}
+
+// What was read back block by block while it was copied is not read once more by Verify, but for files that were duplicated
+// since. Scrub reads all in any case, and Verify sees what is missing.
+func TestCopiedBlocksAreReadOnce(t *testing.T) {
+	a, b, _ := contents()
+	for _, how := range []string{"copied", "linked", "duplicated", "resumed", "started anew"} {
+		fs := vfs.NewMem()
+		s := mustOpen(t, fs, small())
+		if how == "linked" || how == "duplicated" {
+			require.NoError(t, mustSave(t, s, 10, a).Close())
+		}
+		from := mustServe(t, 20, b)
+		c := mustCopy(t, s, from)
+		if how == "resumed" {
+			_, err := fetch(c, from, 5000, 4)
+			require.NoError(t, err)
+			require.NoError(t, c.Abort(true))
+			c = mustCopy(t, s, from)
+			require.NotZero(t, c.Progress().Resumed)
+		}
+		require.Equal(t, how == "linked" || how == "duplicated", c.Progress().Linked > 0)
+		_, err := fetch(c, from, 5000, -1)
+		require.NoError(t, err)
+		if how == "duplicated" {
+			fs.SetInjector(vfs.Fail(syscall.EXDEV, vfs.KindLink))
+		}
+		r, err := c.Commit()
+		fs.SetInjector(nil)
+		require.NoError(t, err)
+		if how == "started anew" {
+			s = mustOpen(t, fs, small())
+			r, err = s.Latest()
+			require.NoError(t, err)
+		}
+		read := 0
+		w := Watch{Read: func(n int) { read += n }}
+		require.NoError(t, r.Verify(w))
+		require.True(t, r.Info().Verified)
+		if how == "duplicated" || how == "started anew" {
+			require.EqualValues(t, r.Info().Bytes, read, how)
+		} else {
+			require.Zero(t, read, how)
+		}
+		read = 0
+		require.NoError(t, r.Verify(w))
+		require.Zero(t, read)
+		require.NoError(t, r.Scrub(w))
+		require.EqualValues(t, r.Info().Bytes, read)
+		requireWhole(t, r, b)
+	}
+
+	var damage *DamageError
+	for _, harm := range []func(fs *vfs.Mem, name string) error{
+		func(fs *vfs.Mem, name string) error { return fs.Remove(name) },
+		func(fs *vfs.Mem, name string) error {
+			f, err := fs.OpenFile(name, os.O_RDWR, 0)
+			require.NoError(t, err)
+			return errors.Join(f.Truncate(1), f.Close())
+		},
+	} {
+		fs := vfs.NewMem()
+		from := mustServe(t, 20, b)
+		c := mustCopy(t, mustOpen(t, fs, small()), from)
+		_, err := fetch(c, from, 5000, -1)
+		require.NoError(t, err)
+		r, err := c.Commit()
+		require.NoError(t, err)
+		require.NoError(t, harm(fs, filepath.Join(r.Path(), "own/big")))
+		require.ErrorAs(t, r.Verify(Watch{}), &damage)
+		require.False(t, r.Info().Verified)
+	}
+}
+
+// What went wrong between a block's arrival and its file is noticed as if it had come so.
+func TestCopyReadsBack(t *testing.T) {
+	a, _, _ := contents()
+	from := mustServe(t, 10, a)
+	fs := vfs.NewMem()
+	c := mustCopy(t, mustOpen(t, fs, small()), from)
+	name := filepath.Join(testDir, copyDir, "own/big")
+	data, _, err := from.Serve(nil, "own/big", 0, 4*testLeaf, 1<<20)
+	require.NoError(t, err)
+	fs.SetInjector(func(op vfs.Op) error {
+		if op.Kind == vfs.KindRead && op.Name == name {
+			fs.SetInjector(nil)
+			return fs.Corrupt(name, 7, func(p []byte) { p[0] ^= 1 })
+		}
+		return nil
+	})
+	var block *BlockError
+	require.ErrorAs(t, c.Receive("own/big", 0, 4*testLeaf, false, AppendSegment(nil, 0, data)), &block)
+	require.Equal(t, BlockError{"own/big", 0, 4 * testLeaf}, *block)
+	_, err = fetch(c, from, 5000, -1)
+	require.NoError(t, err)
+	r, err := c.Commit()
+	require.NoError(t, err)
+	requireWhole(t, r, a)
+	require.NoError(t, r.Close())
 }
 
 // A braft leader tells no sizes and no hashes. Its files come one after the other, holes

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -188,7 +189,7 @@ func (r *Reader) Serve(dst []byte, name string, off, count, limit int64) (data [
 	defer func() { err = errors.Join(err, f.Close()) }()
 	n := min(count, limit, max(f.size-off, 0))
 	at := len(dst)
-	dst = append(dst, make([]byte, max(n, 0))...)
+	dst = slices.Grow(dst, int(max(n, 0)))[:at+int(max(n, 0))]
 	if n > 0 {
 		if got, err := f.ReadAt(dst[at:], off); int64(got) < n {
 			if err == nil || err == io.EOF {

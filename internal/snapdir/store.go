@@ -71,6 +71,7 @@ type snapshot struct {
 	refs      int
 	condemned bool
 	verified  bool
+	matched   bool // each block was read back and matched when it was copied here
 }
 
 // Info describes a snapshot.

@@ -60,3 +60,24 @@ func TestZeroFill(t *testing.T) {
 	require.Equal(t, "data\x00", got[:5])
 	require.NoError(t, f.Close())
 }
+
+// TestWriteOut: it changes nothing that can be seen, and where it cannot be done that is no failure.
+func TestWriteOut(t *testing.T) {
+	f := create(t, OS{}, filepath.Join(t.TempDir(), "f"), "some data")
+	require.NoError(t, WriteOut(f, 2, 3))
+	require.NoError(t, WriteOut(f, 0, 1<<20))
+	require.Equal(t, "some data", content(t, OS{}, f.Name()))
+	require.NoError(t, f.Close())
+	requireError(t, WriteOut(f, 0, 1), f.Name(), os.ErrClosed)
+
+	null, err := OS{}.OpenFile(os.DevNull, os.O_RDWR, 0)
+	require.NoError(t, err)
+	require.NoError(t, WriteOut(null, 0, 1))
+	require.NoError(t, null.Close())
+
+	m := NewMem()
+	f = create(t, m, "/f", "some data")
+	require.NoError(t, WriteOut(f, 0, 4))
+	require.Equal(t, "some data", content(t, m, "/f"))
+	require.NoError(t, f.Close())
+}
