@@ -53,6 +53,7 @@ type fsmCaller struct {
 	leading  int64 // the term of the last OnLeaderStart, until OnLeaderStop
 	leadAt   int64 // the index at whose application leadership starts
 	leadTerm int64
+	told     int64 // up to here the state machine was told of configurations, or they are in a snapshot that it has loaded
 	closed   bool
 	cur      closureRun
 
@@ -455,6 +456,7 @@ func (f *fsmCaller) applyOther(e entry.Entry) {
 		if !conf.joint() && !f.guard("OnConfigurationCommitted", func() { f.fsm.OnConfigurationCommitted(conf.conf, e.Index) }) {
 			return
 		}
+		f.told = e.Index
 	}
 	f.appliedOne(e.Index, e.Term)
 	if f.leadAt != 0 && e.Index >= f.leadAt {
@@ -496,6 +498,19 @@ func (f *fsmCaller) takeDone(index int64) func(any, error) {
 		f.closures = f.closures[1:]
 		f.mu.Unlock()
 	}
+}
+
+// untold is what becomes of a change that led to the configuration at index, which is committed, if the state machine was not
+// told of that: it has failed, or the node ends before its own disk holds what a durable one may be given. nil if it was.
+func (f *fsmCaller) untold(op string, index int64) error {
+	if f.told >= index {
+		return nil
+	}
+	cause := f.err
+	if cause == nil {
+		cause = errors.New("the group has agreed on it, but this node ended before its own disk held it, so that the state machine was not told")
+	}
+	return &Error{Code: ErrUnknownOutcome, Op: op, Group: f.group, Index: index, Err: cause}
 }
 
 // leaderStart arranges for OnLeaderStart once the leader's first own entry, at

@@ -301,3 +301,25 @@ func TestTheLastEventsAreNotLost(t *testing.T) {
 	assert.False(t, c.a.Post(struct{}{}), "it is told too late, and that does not matter")
 	receive(t, c.a.Done())
 }
+
+// A14: a change is done when the state machine was told of it; one that has failed before is not told of anything any more.
+func TestAChangeThatAFailedStateMachineIsNotToldOf(t *testing.T) {
+	s := newLeader(t, len(stagePeers), NodeOptions{})
+	s.pass(100 * time.Millisecond)
+	s.fsm.onApply = func(string) { panic("simulated") }
+	s.silent = true // so that entry and change are committed at once
+	entry, before := s.apply("breaks it"), s.last()
+	s.until(func() bool { return s.last() == before+1 }, "the entry is not in the log")
+	change := s.call("change")
+	s.node.ChangePeers(MustParseConfiguration(stagePeers[0]+","+stagePeers[1]), change.closed)
+	s.until(func() bool { return s.last() == before+2 }, "the change is not in the log")
+	last, told := s.last(), len(s.fsm.committedConfs())
+	s.silent, s.stored = false, last
+	s.until(func() bool { return entry.times > 0 && change.times > 0 }, "no answer")
+	assert.Equal(t, last, s.node.Status().CommitIndex, "it is not committed")
+	assert.ErrorIs(t, entry.err, ErrUnknownOutcome)
+	assert.ErrorIs(t, change.err, ErrUnknownOutcome)
+	assert.ErrorContains(t, change.err, "simulated")
+	assert.Len(t, s.fsm.committedConfs(), told)
+	s.end()
+}

@@ -94,5 +94,6 @@ func (f *fsmCaller) restore(r *snapdir.Reader, base logBase) (err error) {
 	if c := base.conf; !c.joint() && !c.conf.Empty() {
 		f.fsm.OnConfigurationCommitted(c.conf, c.index)
 	}
+	f.told = base.index
 	return nil
 }

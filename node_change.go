@@ -68,8 +68,9 @@ func (n *Node) ChangePeers(conf Configuration, done Closure) {
 // waits for the node.
 //
 //   - nil: conf is committed, and OnConfigurationCommitted has reported it here.
-//   - ErrUnknownOutcome: leadership was lost after the change was in the log. Some later leader finishes it,
-//     or it is undone; which of both, the configuration in force then shows.
+//   - ErrUnknownOutcome: leadership was lost after the change was in the log, or the state machine could not be told of it
+//     any more, since it or the node has failed or was shut down. Some later leader finishes it, or it is undone; which
+//     of both, the configuration in force then shows.
 //   - any other error: nothing has changed, and nothing will. ErrNotLeader names the leader to ask;
 //     ErrBusy says what else is going on, so retry; ErrInvalid says what is wrong with conf; ErrConfMismatch
 //     and ErrTimeout, see ChangeOptions; ErrCatchup names the new peer that cannot be reached or makes no progress, how
@@ -122,7 +123,7 @@ func (n *Node) beginChange(op string, o ChangeOptions, target func(Configuration
 	current := n.conf.conf
 	conf, err := n.admit(op, o, target)
 	if err != nil || conf.Equal(current) {
-		n.settleChange(done, err)
+		n.settleChange(op, done, err)
 		return
 	}
 	n.log.Info("change of the configuration", zap.Stringer("from", current), zap.Stringer("to", conf))
@@ -232,11 +233,13 @@ func (n *Node) firstOf(conf Configuration, is func(*replicator) bool) (PeerID, b
 	return PeerID{}, false
 }
 
-// settleChange tells the caller of a change. Success comes behind everything that is committed by now, on the goroutine
-// that calls the state machine. An error does not wait for a state machine, which may be stuck.
-func (n *Node) settleChange(done Closure, err error) {
+// settleChange tells the caller of a change. Success, which is that the configuration in force is committed, comes behind everything
+// that is committed by now, on the goroutine that calls the state machine, and only if that was told. An error does
+// not wait for a state machine, which may be stuck.
+func (n *Node) settleChange(op string, done Closure, err error) {
 	if err == nil {
-		n.fsm.postAlways(func() { n.fsm.guard("done", func() { done(nil) }) })
+		index := n.conf.index
+		n.fsm.postAlways(func() { n.fsm.guard("done", func() { done(n.fsm.untold(op, index)) }) })
 		return
 	}
 	n.aside(func() { n.callBackWith("done", done, err) })
@@ -284,7 +287,7 @@ func (n *Node) endChange(a confAction) {
 	n.publish() // whoever is called back sees it over
 	if c != nil {
 		n.log.Info("end of the change of the configuration", zap.Stringer("to", c.to), zap.Error(a.err))
-		n.settleChange(c.done, n.outcomeOf(c, a.err))
+		n.settleChange(c.op, c.done, n.outcomeOf(c, a.err))
 	}
 }
 
@@ -449,7 +452,7 @@ func (n *Node) expireChange() {
 	}
 	n.change = nil
 	n.publish()
-	n.settleChange(c.done, &Error{Code: ErrUnknownOutcome, Op: c.op, Group: n.group, Index: n.conf.index, Err: late})
+	n.settleChange(c.op, c.done, &Error{Code: ErrUnknownOutcome, Op: c.op, Group: n.group, Index: n.conf.index, Err: late})
 }
 
 // releaseRemoved lets the replicators of removed peers go once those know that they are.

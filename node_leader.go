@@ -308,7 +308,7 @@ func (n *Node) abortChange(reason error, committed bool) {
 	if committed && stage == StageStable { // it is done, whoever leads
 		err = nil
 	}
-	n.settleChange(c.done, err)
+	n.settleChange(c.op, c.done, err)
 }
 
 // quorumInterval is how often a leader checks that it is heard.

@@ -470,3 +470,80 @@ func TestShutdownOfADurableStateMachineWaitsForTheDisk(t *testing.T) {
 	assert.Contains(t, seen, "conf 0,1,2")
 	assert.True(t, g.fsms[0].shut)
 }
+
+// newDurableLeader starts a node on a stage that leads, with a durable state machine.
+func newDurableLeader(t *testing.T) (*stage, *durableMachine) {
+	m := newDurableMachine(&recorder{}, &durableDisk{})
+	s := newStage(t, len(stagePeers), NodeOptions{StateMachine: m})
+	s.fsm, s.loyal = m.recorder, true
+	s.until(func() bool { return slices.Contains(s.fsm.seen(), "lead") }, "the node does not lead")
+	return s, m
+}
+
+// changeUntilFull changes the configuration until the leader's own disk has no space for that either, and returns the last
+// change: the others have it, so it is committed, and the state machine is not told.
+func (s *stage) changeUntilFull() *owed {
+	s.t.Helper()
+	s.fs.SetCapacity(s.fs.Used())
+	is := s.node.Status().Conf
+	confs := []Configuration{is, MustParseConfiguration(is.String() + ",10.0.0.4:1:0:2")}
+	for i := 1; ; i++ {
+		require.Less(s.t, i, 10_000, "there is always space")
+		a := s.call("change")
+		a.then = func() { s.toldBefore(a, confs[i%2]) }
+		s.node.ChangePeers(confs[i%2], a.closed)
+		s.until(func() bool { return a.times > 0 || s.node.lm.durableIndex() < s.node.box.index() && s.refusals() > 0 }, "the change does not end")
+		if a.times == 0 {
+			return a
+		}
+		require.NoError(s.t, a.err)
+	}
+}
+
+// toldBefore holds that whoever hears of a change's success does so after the state machine was told.
+func (s *stage) toldBefore(a *owed, conf Configuration) {
+	told := s.fsm.committedConfs()
+	if is := len(told) > 0 && told[len(told)-1].Equal(conf); a.err == nil && !is {
+		s.t.Errorf("%v is called done, told is %v", conf, told)
+	}
+}
+
+// A14: a change is done when the state machine was told of it. One that the others have committed at a node that ends, or
+// whose disk fails, before that holds it has an unknown outcome here.
+func TestAChangeThatTheDiskNeverHeldIsNotCalledDone(t *testing.T) {
+	for name, end := range map[string]func(s *stage){
+		"shut down": func(s *stage) { s.node.Shutdown(s.call("shutdown").closed) },
+		"disk fails": func(s *stage) {
+			s.fs.SetInjector(func(vfs.Op) error { return errors.New("simulated") })
+			s.fs.SetCapacity(-1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := newDurableLeader(t)
+			change := s.changeUntilFull()
+			s.pass(2 * time.Second)
+			require.Zero(t, change.times, "the disk does not hold it")
+			told := len(s.fsm.committedConfs())
+			again := s.call("the same again") // is so already
+			s.node.ChangePeers(s.node.Status().Conf, again.closed)
+			s.pass(100 * time.Millisecond)
+			end(s)
+			s.end()
+			assert.Len(t, s.fsm.committedConfs(), told, "the state machine was told of what the disk does not hold")
+			for _, a := range []*owed{change, again} {
+				assert.ErrorIs(t, a.err, ErrUnknownOutcome)
+				assert.ErrorContains(t, a.err, "change peers")
+			}
+		})
+	}
+}
+
+// A14: it is done once there is space again.
+func TestAChangeThatTheDiskHoldsLateIsDone(t *testing.T) {
+	s, _ := newDurableLeader(t)
+	change := s.changeUntilFull()
+	s.pass(2 * time.Second)
+	s.fs.SetCapacity(-1)
+	s.end()
+	assert.NoError(t, change.err)
+}

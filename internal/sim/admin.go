@@ -170,7 +170,7 @@ func (a *admin) judge(ch *change) {
 		a.succeeded(ch)
 	case code == graft.ErrUnknownOutcome:
 		ch.state = unknown
-		if ch.first == nil && !a.takeOver(ch) {
+		if ch.first == nil && !a.takeOver(ch) && !a.untold(ch, a.inForce(ch)) {
 			a.c.fail("I14 honest failure: %v on machine %d: outcome unknown (%v), though nothing was appended", ch.kind, m.index, ch.err)
 		}
 		a.unknown(ch)
@@ -184,19 +184,40 @@ func (a *admin) judge(ch *change) {
 	}
 }
 
-// unknown demands that an outcome is not called unknown that was known when the leadership ended.
+// unknown demands that an outcome is not called unknown that was known when the leadership ended. It is not known, for who
+// asked, if the state machine could not be told of it.
 func (a *admin) unknown(ch *change) {
 	end := ch.first
-	if end == nil || !ch.ended {
+	if end == nil {
 		return
 	}
 	if end.joint() {
 		end = end.next
 	}
-	if end != nil && end.index() <= ch.endedAt {
+	switch {
+	case !ch.ended:
+		if ch.o.Deadline == 0 && !a.untold(ch, end) {
+			a.c.fail("I14 honest failure: %v on machine %d: outcome unknown (%v), though it leads on and nothing was due", ch.kind, ch.machine.index, ch.err)
+		}
+	case end != nil && end.index() <= ch.endedAt && !a.untold(ch, end):
 		a.c.fail("I14 honest failure: %v on machine %d: outcome unknown (%v), though it had committed %d when it stopped leading term %d, and so %v",
 			ch.kind, ch.machine.index, ch.err, ch.endedAt, end.entry.term, end)
 	}
+}
+
+// untold reports whether the state machine was not told of a configuration that a change led to when that was answered, and
+// would never be: it has failed, or is a durable one on a node that has ended and whose disk does not hold that.
+func (a *admin) untold(ch *change, end *confInfo) bool {
+	m := ch.machine
+	if end == nil || ch.confAt >= end.index() {
+		return false
+	}
+	ended := m.stopping || m.st.Role >= graft.RoleFailed
+	if !m.injected && !(a.c.o.Snap.Durable && ended && m.st.Durable < end.index()) {
+		return false
+	}
+	a.c.Count.Untold++
+	return true
 }
 
 // succeeded demands that what a change led to is committed, and was reported before.
@@ -217,19 +238,26 @@ func (a *admin) succeeded(ch *change) {
 }
 
 // already reports whether a change asks for what a committed configuration is like.
-func (a *admin) already(ch *change) bool {
-	return slices.ContainsFunc(a.c.check.confs, func(c *confInfo) bool { return !c.joint() && ch.fits(c.conf, c.conf) })
+func (a *admin) already(ch *change) bool { return a.inForce(ch) != nil }
+
+// inForce is the latest committed configuration that is like what a change asks for, nil if there is none.
+func (a *admin) inForce(ch *change) *confInfo {
+	for _, c := range slices.Backward(a.c.check.confs) {
+		if !c.joint() && ch.fits(c.conf, c.conf) {
+			return c
+		}
+	}
+	return nil
 }
 
 // done reports whether what was appended for a change led to a configuration that is committed, and that
 // OnConfigurationCommitted has reported.
 func (a *admin) done(ch *change) bool {
-	m, k, end := ch.machine, a.c.check, ch.first
+	k, end := a.c.check, ch.first
 	if end.joint() {
 		end = end.next
 	}
-	return end != nil && end.index() <= int64(len(k.committed)) && k.committed[end.index()-1] == end.entry &&
-		(ch.confAt >= end.index() || m.app.failed || m.injected)
+	return end != nil && end.index() <= int64(len(k.committed)) && k.committed[end.index()-1] == end.entry && ch.confAt >= end.index()
 }
 
 // passOn gives what was taken for a change's to another that asks for the same, and reports whether there is one.

@@ -70,6 +70,9 @@ func (a *app) breaks(index int64) bool {
 	p := a.m.c.o.Faults.App
 	if index <= a.m.appliedOnce {
 		p /= 100
+		if a.m.kept.index > 0 {
+			a.m.c.Count.GivenAgain++
+		}
 	}
 	a.m.appliedOnce = max(a.m.appliedOnce, index)
 	return p > 0 && !a.m.c.healed && a.m.rng.Float64() < p

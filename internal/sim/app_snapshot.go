@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/graft-raft/graft"
@@ -56,21 +58,31 @@ func (a *app) OnSnapshotSave(w *graft.SnapshotWriter, done graft.Closure) {
 	})
 }
 
-// writeState writes two files: the state, and what stands for the bulk of it, which is the same for the same state.
+// bulkPart is how much of the bulk is in one file: what was copied of a snapshot is kept by whole files, if they are small.
+const bulkPart = 48 << 10
+
+// writeState writes the state, and files of what stands for the bulk of it, which is the same for the same state.
 func writeState(w *graft.SnapshotWriter, state []byte, pad int) error {
 	f, err := w.Create("state")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(state)
-	if err = errors.Join(err, f.Close()); err != nil || pad == 0 {
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if f, err = w.Create("bulk/0"); err != nil {
-		return err
+	i := 0
+	for part := range slices.Chunk(padding(state, pad), bulkPart) {
+		if f, err = w.Create(fmt.Sprintf("bulk/%03d", i)); err != nil {
+			return err
+		}
+		_, err = f.Write(part)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		i++
 	}
-	_, err = f.Write(padding(state, pad))
-	return errors.Join(err, f.Close())
+	return nil
 }
 
 func padding(state []byte, n int) []byte {
@@ -135,20 +147,24 @@ func readState(r *graft.SnapshotReader) ([]byte, error) {
 	if len(state) != stateSize {
 		return nil, fmt.Errorf("the state has %d bytes", len(state))
 	}
-	for _, name := range r.Files() {
-		if name != "bulk/0" {
+	var bulk []byte
+	names := r.Files()
+	slices.Sort(names)
+	for _, name := range names {
+		if !strings.HasPrefix(name, "bulk/") {
 			continue
 		}
 		if f, err = r.Open(name); err != nil {
 			return nil, err
 		}
-		bulk, err := io.ReadAll(f)
+		part, err := io.ReadAll(f)
 		if err = errors.Join(err, f.Close()); err != nil {
 			return nil, err
 		}
-		if string(bulk) != string(padding(state, len(bulk))) {
-			return nil, errors.New("the bulk belongs to another state")
-		}
+		bulk = append(bulk, part...)
+	}
+	if string(bulk) != string(padding(state, len(bulk))) {
+		return nil, errors.New("the bulk belongs to another state")
 	}
 	return state, nil
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/graft-raft/graft/internal/actor"
+	"github.com/graft-raft/graft/internal/vfs"
 	"github.com/graft-raft/graft/internal/wal"
 )
 
@@ -12,15 +13,7 @@ import (
 // would leave, and compares that with what the process has claimed.
 func (k *checker) audit(m *machine) {
 	k.c.Count.Audits++
-	s := actor.NewSim(1)
-	dice := rand.New(rand.NewPCG(1, 1))
-	m.quiet = true
-	disk := m.fs.CrashClone(nil)
-	m.quiet = false
-	store, err := wal.Open(wal.Options{
-		FS: disk, Dir: "/data/log", Exec: s.NewProcess(1), Identity: m.address, Rand: dice.Uint64,
-		SegmentSize: k.c.o.SegmentSize,
-	})
+	disk, store, err := m.afterCut()
 	if err != nil {
 		if !m.full {
 			k.c.fail("I10 durability: machine %d: a power cut would leave a log that cannot be opened: %v", m.index, err)
@@ -61,6 +54,19 @@ func (k *checker) audit(m *machine) {
 		k.c.fail("I10 durability: machine %d has voted for %s in term %d; a power cut would leave vote %q",
 			m.index, m.said.vote, m.said.voteTerm, r.Hard.Vote)
 	}
+}
+
+// afterCut is the disk as a power cut at this moment would leave it, if nothing that is not synced survives, and the log on it.
+func (m *machine) afterCut() (*vfs.Mem, *wal.Store, error) {
+	s := actor.NewSim(1)
+	dice := rand.New(rand.NewPCG(1, 1))
+	m.quiet = true
+	disk := m.fs.CrashClone(nil)
+	m.quiet = false
+	store, err := wal.Open(wal.Options{
+		FS: disk, Dir: logDir, Exec: s.NewProcess(1), Identity: m.address, Rand: dice.Uint64, SegmentSize: m.c.o.SegmentSize,
+	})
+	return disk, store, err
 }
 
 // termIn is the term of an entry in a recovered log, 0 if it is not there.

@@ -119,6 +119,7 @@ func (k *checker) look(m *machine) {
 	if st.Role != old.Role || st.Term != old.Term {
 		k.role(m, old)
 	}
+	k.heldBack(m, old)
 	k.member(m, old)
 	if k.confNews {
 		k.confNews = false

@@ -55,6 +55,13 @@ func (k *checker) heardBy(m, from *machine, sent time.Time) {
 	}
 }
 
+// takenBy notes that an answer to a leader's snapshot has reached it: its sender follows as well.
+func (k *checker) takenBy(m, from *machine) {
+	if m.st.Role == graft.RoleLeader {
+		m.heardOf[from.index] = k.c.sim.Now()
+	}
+}
+
 // missing notes that a leader is told by a machine that has lost its disk how little it holds, when it asked knowing better.
 func (k *checker) missing(m, from *machine, sent time.Time, message []byte) {
 	i := from.index

@@ -38,6 +38,9 @@ func (k *checker) rebased(m *machine, old graft.SimState) {
 	if int64(len(m.log)) >= base && m.log[base-1] == info {
 		if m.st.First > old.First && old.First > 0 {
 			k.c.Count.LogsCut++
+			if m.st.Snapshot < base {
+				k.c.Count.CutAtMark++
+			}
 		}
 		return
 	}
@@ -64,6 +67,21 @@ func (k *checker) rebased(m *machine, old graft.SimState) {
 	k.confNews = true
 }
 
+// heldBack demands that a durable state machine is given nothing that the own disk does not hold: its index would be ahead of the log
+// after a power cut.
+func (k *checker) heldBack(m *machine, old graft.SimState) {
+	st := m.st
+	if !k.c.o.Snap.Durable {
+		return
+	}
+	if st.Applied > old.Applied && st.Applied > max(st.Durable, st.Installing, old.Durable) {
+		k.c.fail("I17 disk honesty: machine %d: a durable state machine was given %d, durable is %d", m.index, st.Applied, st.Durable)
+	}
+	if st.Commit > st.Durable && old.Commit <= old.Durable {
+		k.c.Count.HeldBack++
+	}
+}
+
 // replaced reports whether a snapshot has taken the place of an entry that a process had called durable, one that was committed or
 // one behind another than was. was is its log at its end.
 func (k *checker) replaced(m *machine, was []*entryInfo, claim *entryInfo) bool {
@@ -83,6 +101,9 @@ func (k *checker) installed(m *machine, req *rpc.Request, message []byte) {
 		return
 	}
 	k.c.Count.InstallsAnswered++
+	if graft.SimResumed(m.node) > 0 {
+		k.c.Count.CopiesResumed++
+	}
 	index := asked.GetMeta().GetLastIncludedIndex()
 	if st := graft.SimStateOf(m.node); max(st.Durable, st.Snapshot) < index || st.Commit < index && graft.SimTerm(m.node, index) != asked.GetMeta().GetLastIncludedTerm() {
 		k.c.fail("I17 disk honesty: machine %d says that it has all up to %d, durable is %d, committed %d", m.index, index, st.Durable, st.Commit)

@@ -171,6 +171,8 @@ func (c *Cluster) heard(at, from int, sent time.Time, message []byte) {
 	c.heardLate(c.machines[at], sent, message)
 }
 
+func (c *Cluster) took(at, from int) { c.check.takenBy(c.machines[at], c.machines[from]) }
+
 func (c *Cluster) appends(at int, from *Transport, message, attachment []byte) {
 	c.machines[at].lastAppend = appendSeen{c.sim.Now(), from, message, attachment}
 }

@@ -81,6 +81,7 @@ type machine struct {
 	slow       bool
 	full       bool
 	quiet      bool      // the checker reads
+	ops        int64     // operations so far that changed what a power cut leaves
 	cutIn      int64     // power fails at this disk operation; 0: it does not
 	failIn     int64     // this disk operation fails
 	failBy     error     // so
@@ -140,6 +141,9 @@ func (m *machine) onOp(op vfs.Op) {
 	}
 	if op.Kind == vfs.KindWrite || op.Kind == vfs.KindPreallocate {
 		m.c.writer = m
+	}
+	if op.Writes() {
+		m.ops++
 	}
 	if m.cutIn > 0 && op.Writes() {
 		m.cutIn--

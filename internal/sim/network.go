@@ -45,6 +45,7 @@ type tap interface {
 	arrived(at int)
 	waiting(from, to, appends int)
 	heard(at, from int, sent time.Time, message []byte)          // an answer to what was sent then arrives
+	took(at, from int)                                           // an answer to install_snapshot arrives
 	appends(at int, from *Transport, message, attachment []byte) // append_entries arrives
 	down(at int)                                                 // it is told that somebody is gone
 }

@@ -189,14 +189,10 @@ func (d draw) snapshots(o *Options) {
 		Delay: d.between(time.Millisecond, 5*time.Second), Size: pick(d, 0, 1<<10, 40<<10, 300<<10),
 		Ask: d.maybe(0.3, 2*time.Second, time.Minute), Rate: pick(d, int64(0), 0, 0, 200<<10), Places: pick(d, 0, 0, 1),
 	}
-	if DurableMachines && d.chance(0.3) {
+	if d.chance(0.3) {
 		o.Snap.Durable, o.Snap.Keeps = true, pick(d, 1, 0.3, 0.02)
 	}
 }
-
-// DurableMachines has some groups with snapshots run durable state machines. They are drawn on demand only: what is said of a
-// committed change at a node that is shut down, and whose full disk never held it, is not settled.
-var DurableMachines bool
 
 // everything switches on what was not drawn, so that all faults meet.
 func (d draw) everything(o *Options) {

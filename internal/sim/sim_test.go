@@ -26,10 +26,6 @@ var (
 	first   = flag.Bool("sim.first", false, "stop at the first violation")
 )
 
-func init() {
-	flag.BoolVar(&DurableMachines, "sim.durable", false, "some groups have durable state machines")
-}
-
 // loudEnough is how many virtual hours it mostly takes for everything that is counted to happen. Faults are drawn per
 // seed, so a few seeds may lack one: up to tooQuiet times as many hours are run until nothing is lacking.
 const (
@@ -80,11 +76,12 @@ func TestSimulation(t *testing.T) {
 		ran     int
 		wg      sync.WaitGroup
 	)
-	if *from == 0 {
-		*from = 1 + rand.Uint64N(1<<32)
+	begin := *from
+	if begin == 0 {
+		begin = 1 + rand.Uint64N(1<<32)
 	}
-	t.Logf("seeds from %d", *from)
-	next.Store(*from - 1)
+	t.Logf("seeds from %d", begin)
+	next.Store(begin - 1)
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // logs are read again at every restart, and soon forgotten
 	start, cpu := time.Now(), cpuTime()
 	limit := time.Duration(share() * float64(time.Hour))
@@ -103,7 +100,7 @@ func TestSimulation(t *testing.T) {
 			defer wg.Done()
 			for {
 				seed := next.Add(1)
-				if *seeds > 0 && seed >= *from+*seeds || *seeds == 0 && enough() || failed.Load() >= mostFailures() {
+				if *seeds > 0 && seed >= begin+*seeds || *seeds == 0 && enough() || failed.Load() >= mostFailures() {
 					return
 				}
 				r := Run(Draw(seed))

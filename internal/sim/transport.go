@@ -46,6 +46,7 @@ type pending struct {
 	to       *Transport // nil: nobody was there
 	at       time.Time
 	appends  *int // it counts among these
+	install  bool // it is install_snapshot
 	deadline time.Time
 	done     func(rpc.Reply)
 	over     bool
@@ -118,7 +119,7 @@ func (t *Transport) Call(address string, c rpc.Call) {
 		return
 	}
 	t.nextID++
-	p := &pending{id: t.nextID, to: to.t, at: t.net.sim.Now(), done: c.Done}
+	p := &pending{id: t.nextID, to: to.t, at: t.net.sim.Now(), done: c.Done, install: c.Method == "install_snapshot"}
 	if c.Method == "append_entries" {
 		p.appends = &t.appends[to.index]
 		*p.appends++
@@ -218,6 +219,9 @@ func (t *Transport) answered(from *Transport, f frame) {
 	}
 	if p.appends != nil && f.meta.ErrorCode == 0 {
 		t.net.tap.heard(t.at.index, from.at.index, p.at, f.message)
+	}
+	if p.install && f.meta.ErrorCode == 0 {
+		t.net.tap.took(t.at.index, from.at.index)
 	}
 	for i := range t.away { // it can be reached
 		if t.away[i].address == from.at.address {
