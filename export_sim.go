@@ -111,7 +111,7 @@ func SimEntries(n *Node, first int64, visit func(e entry.Entry)) error {
 
 // SimResumed is how many bytes of the latest snapshot that the node was sent had been copied before. It is for this
 // module's simulator.
-func SimResumed(n *Node) int64 { return n.snap.resumed.Load() }
+func SimResumed(n *Node) int64 { return n.Status().Snapshot.Resumed }
 
 // SimTransfer, SimCancelChange and SimResetPeers are methods of Node that block, as the single
 // goroutine of a simulator can call them: done gets the outcome.

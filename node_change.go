@@ -115,7 +115,7 @@ func (n *Node) startChange(op string, o ChangeOptions, target func(Configuration
 		done = func(error) {}
 	}
 	if !n.post(func() { n.beginChange(op, o, target, done) }) {
-		n.settleChange(done, &Error{Code: ErrShutdown, Op: op, Group: n.group})
+		n.settleChange(op, done, &Error{Code: ErrShutdown, Op: op, Group: n.group})
 	}
 }
 
