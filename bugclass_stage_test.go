@@ -36,6 +36,8 @@ type stage struct {
 	stored int64          // up to here they say that they store its log
 	silent bool           // they do not get, and do not answer, requests with entries
 	down   string         // the one of them at this address does not answer at all
+	late   time.Duration  // their answers to heartbeats take so much longer
+	beats  int            // heartbeats that are not answered
 }
 
 // stageSegment is the size of a segment of the node's log.
@@ -200,7 +202,13 @@ func (t stageTransport) Close() error                   { return nil }
 func (t stageTransport) Call(address string, c rpc.Call) {
 	s := t.s
 	s.asked[c.Method]++
-	s.sim.After(time.Millisecond, func() {
+	takes := time.Millisecond
+	if done := c.Done; c.Method == methodAppendEntries && len(c.Attachment) == 0 {
+		takes += s.late
+		s.beats++
+		c.Done = func(r rpc.Reply) { s.beats--; done(r) }
+	}
+	s.sim.After(takes, func() {
 		if message := s.response(c); message != nil && address != s.down {
 			c.Done(rpc.Reply{Message: message})
 		} else if c.Timeout > 0 {

@@ -208,3 +208,24 @@ func TestElectionsWithoutADiskPileUpNothing(t *testing.T) {
 	assert.True(t, s.node.IsLeader())
 	s.end()
 }
+
+// X1: who has nothing to send to a peer tells it of each commit, but not again and again while the peer does not answer.
+func TestAPeerThatAnswersLateIsToldOfFewCommits(t *testing.T) {
+	s := newLeader(t, 3, NodeOptions{})
+	s.pass(2 * time.Second)
+	s.late = 500 * time.Millisecond
+	most := 0
+	for i := range 200 {
+		s.apply(fmt.Sprint(i))
+		s.pass(10 * time.Millisecond)
+		most = max(most, s.beats)
+	}
+	assert.LessOrEqual(t, most, 2*2*s.node.o.HeartbeatFactor)
+	s.late = 0
+	s.pass(2 * time.Second)
+	sent := s.asked[methodAppendEntries]
+	s.apply("last")
+	s.pass(10 * time.Millisecond)
+	assert.GreaterOrEqual(t, s.asked[methodAppendEntries]-sent, 4, "now they are told at once again")
+	s.end()
+}

@@ -215,7 +215,8 @@ func (r *replicator) step(now time.Time, batch []func()) time.Time {
 // keepAlive sends a heartbeat if one is due, or if an idle peer is to learn of a commit.
 func (r *replicator) keepAlive() {
 	requests, _ := r.p.Inflight()
-	idle := requests == 0 && r.blockedTill.IsZero() && r.p.State != progress.Snapshot
+	// Who is slow to answer is not sent more and more: the next answer, or heartbeat, is soon enough.
+	idle := requests == 0 && r.blockedTill.IsZero() && r.p.State != progress.Snapshot && r.asking < r.n.o.HeartbeatFactor
 	r.resting.Store(idle)
 	// What it does not hold yet comes with a request that tells it the rest.
 	if !idle || r.commitSent >= min(r.n.box.index(), r.p.Match) {
