@@ -13,6 +13,8 @@
 // force when, and by it who may lead and what is committed. In the end the configuration
 // must be at rest, those who were removed must keep quiet, and it must be possible to change it again.
 //
+// Some groups save snapshots, and some of these have state machines that keep what they have applied themselves.
+//
 // A seed switches whole classes of faults off, or in some runs everything on. In many runs storms, in which all of it happens, and lulls
 // take turns, so that there is time for what takes long. Every fault, change and crash is an act with a name; if a run
 // fails, acts are left out as long as it still fails, and what is left is printed with what it takes to run it again.
@@ -45,9 +47,11 @@
 //	I13 exactly one answer          clients.written, ask, admin.answered, machine.stopped; Cluster.converged: none is missing
 //	I14 honest failure              clients.written, logged; admin.begun, judge, refused, unknown; checker.failed
 //	I15 state machine contract      app.go
+//	                                app_durable.go: what a durable state machine holds is not applied again, and nothing else is left out
 //	I16 snapshot fidelity           app_snapshot.go: index, term, configuration and content are those of the applied position; check_snapshot.go: a log
 //	                                begins behind what is committed and in a snapshot
-//	I17 disk honesty                checker.says, stored, installed: nothing is told that is not durable
+//	I17 disk honesty                checker.says, stored, installed: nothing is told that is not durable; heldBack: a durable state machine is given nothing
+//	                                that is not
 //	I18 bounded resources           Cluster.waiting: requests in flight; the rest is tested on the whole library
 //	I19 identity                    Cluster.wrongHands: directories of others; frames reach the process they were sent to only (Network)
 //	I20 client history              clients.succeeded, answered, logged, applied: each write takes effect once, between call and answer, and

@@ -18,6 +18,7 @@ type tier struct {
 var tiers = map[string]tier{
 	"sim":      {"./internal/sim", true, []string{"-test.run=^TestSimulation$", "-sim.first"}},
 	"scenes":   {"./internal/sim", false, []string{"-test.skip=^(TestSimulation|TestDeterminism)$", "-test.failfast"}},
+	"cuts":     {"./internal/sim", false, []string{"-test.run=^TestPowerCutAtEachPoint$", "-test.failfast", "-sim.cuts=150"}},
 	"root":     {".", false, []string{"-test.failfast"}},
 	"full":     {"./internal/fulltest", false, []string{"-test.failfast"}},
 	"wal":      {"./internal/wal", false, []string{"-test.failfast"}},
