@@ -27,8 +27,12 @@ func (k *checker) audit(m *machine) {
 	}
 	r := g.Recovered()
 	snapshot := int64(0)
-	if r.First > 1 || m.marked > 0 && termIn(r, m.marked) != m.log[m.marked-1].term {
+	if r.First > 1 || m.marked > 0 && termIn(r, m.marked) != m.log[m.marked-1].term || k.strays(r, m.st.Snapshot) {
 		snapshot = newest(disk) // it may be ahead of the log
+	}
+	if n := m.marked; n > snapshot && k.strays(r, snapshot) {
+		k.c.fail("I10 durability: machine %d calls entry %d durable; a power cut would leave a snapshot of %d, and a log that does not go on from there",
+			m.index, n, snapshot)
 	}
 	if r.First-1 > max(snapshot, m.kept.index) {
 		k.c.fail("I10 durability: machine %d: a power cut would leave a log that begins at %d, and a snapshot of %d", m.index, r.First, snapshot)
@@ -54,6 +58,11 @@ func (k *checker) audit(m *machine) {
 		k.c.fail("I10 durability: machine %d has voted for %s in term %d; a power cut would leave vote %q",
 			m.index, m.said.vote, m.said.voteTerm, r.Hard.Vote)
 	}
+}
+
+// strays reports whether a recovered log has something else where a snapshot ends: it will begin anew there.
+func (k *checker) strays(r wal.Recovered, snapshot int64) bool {
+	return snapshot >= r.First && snapshot <= r.Last && termIn(r, snapshot) != k.committed[snapshot-1].term
 }
 
 // afterCut is the disk as a power cut at this moment would leave it, if nothing that is not synced survives, and the log on it.
