@@ -52,6 +52,7 @@
 //	internal/rpc/server.go answer     writer of an accepted connection, once it has answers; ends with it
 //	internal/rpc/peer.go act          dialer and writer of the way to a peer; ends when it is idle, or at Close
 //	internal/rpc/peer.go use          reader of an outgoing connection; ends with it
+//	internal/sim/mutants/main.go try  trials of the tests themselves, a command of its own; end with it
 //
 // Actors: node (one per node; owns its consensus state), replicator (one per peer while
 // leading), fsm (one per node; calls the StateMachine), callback (one per node; calls back those

@@ -14,19 +14,23 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
 type options struct {
-	root  string
-	run   *regexp.Regexp
-	tier  string
-	jobs  int
-	limit time.Duration
-	seeds uint64
-	from  uint64
-	list  bool
+	root string
+	run  *regexp.Regexp
+	tier string
+	jobs int
+	// beside is how many mutants are tried at a time.
+	beside int
+	limit  time.Duration
+	seeds  uint64
+	from   uint64
+	list   bool
 }
 
 func main() {
@@ -35,6 +39,7 @@ func main() {
 	flag.StringVar(&o.root, "C", ".", "the project's root")
 	flag.StringVar(&o.tier, "tier", "", "run these tests (sim, scenes, root, …) in place of those that the patches name; several with commas")
 	flag.IntVar(&o.jobs, "jobs", 1, "how many processors a mutant's tests may use")
+	flag.IntVar(&o.beside, "beside", 1, "how many mutants are tried at the same time")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "how long the tests may take to catch a mutant")
 	flag.Uint64Var(&o.seeds, "seeds", 2000, "how many seeds the simulator may take to catch a mutant")
 	flag.Uint64Var(&o.from, "from", 1, "the simulator's first seed")
@@ -55,46 +60,73 @@ func main() {
 }
 
 // hunt runs the mutants, and fails unless all are caught.
-func hunt(ctx context.Context, o options) (err error) {
-	mutants, err := load(o.root + "/internal/sim/mutants/patches")
+func hunt(ctx context.Context, o options) error {
+	all, err := load(o.root + "/internal/sim/mutants/patches")
 	if err != nil {
 		return err
 	}
-	l, err := newLab(o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.close()) }()
-	var bad []string
-	caught, start := 0, time.Now()
-	for _, m := range mutants {
-		switch {
-		case !o.run.MatchString(m.name):
-			continue
-		case o.list:
-			fmt.Printf("%-48s %-28s %s\n", m.name, m.group, m.bug)
-			continue
-		}
-		r := l.try(ctx, &m)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		fmt.Println(r)
-		if r.caught() {
-			caught++
-		} else {
-			bad = append(bad, m.name)
-		}
+	mutants := slices.DeleteFunc(all, func(m mutant) bool { return !o.run.MatchString(m.name) })
+	if len(mutants) == 0 {
+		return fmt.Errorf("no mutant's name matches %q", o.run)
 	}
 	if o.list {
+		for _, m := range mutants {
+			fmt.Printf("%-48s %-28s %s\n", m.name, m.group, m.bug)
+		}
 		return nil
 	}
-	fmt.Printf("%d of %d mutants caught in %v\n", caught, caught+len(bad), time.Since(start).Round(time.Second))
+	var bad []string
+	start := time.Now()
+	for r := range try(ctx, o, mutants, &err) {
+		fmt.Println(r)
+		if !r.caught() {
+			bad = append(bad, r.m.name)
+		}
+	}
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return err
+	}
+	fmt.Printf("%d of %d mutants caught in %v\n", len(mutants)-len(bad), len(mutants), time.Since(start).Round(time.Second))
 	if len(bad) > 0 {
 		return fmt.Errorf("not caught, or not to be tried: %s", strings.Join(bad, ", "))
 	}
-	if caught == 0 {
-		return fmt.Errorf("no mutant's name matches %q", o.run)
-	}
 	return nil
+}
+
+// try tries the mutants, several at a time: many tests wait more than they work. What goes wrong, other than with a mutant, is in err
+// when all results have come.
+func try(ctx context.Context, o options, mutants []mutant, err *error) <-chan result {
+	todo, results := make(chan *mutant), make(chan result)
+	failed := make([]error, max(o.beside, 1))
+	var wg sync.WaitGroup
+	for i := range failed {
+		wg.Go(func() { failed[i] = work(ctx, o, todo, results) })
+	}
+	go func() {
+		for i := range mutants {
+			todo <- &mutants[i]
+		}
+		close(todo)
+		wg.Wait()
+		*err = errors.Join(failed...)
+		close(results)
+	}()
+	return results
+}
+
+// work tries one mutant after the other, in a lab of its own. It takes all that come even if it can do nothing with them any more.
+func work(ctx context.Context, o options, todo <-chan *mutant, results chan<- result) error {
+	l, err := newLab(o)
+	for m := range todo {
+		if err != nil || ctx.Err() != nil {
+			continue
+		}
+		if r := l.try(ctx, m); ctx.Err() == nil {
+			results <- r
+		}
+	}
+	if l != nil {
+		err = errors.Join(err, l.close())
+	}
+	return err
 }
