@@ -51,7 +51,7 @@ func compacted(t *testing.T, hosts int, filler int, opts NodeOptions) *cluster {
 // A joiner that needs what is in the log no more gets a snapshot, counts as catching up meanwhile, and goes on from the leader's
 // log. It keeps what it got over a restart.
 func TestAJoinerGetsASnapshot(t *testing.T) {
-	c := compacted(t, 2, 5<<20, NodeOptions{})
+	c := compacted(t, 2, 5<<20, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.proposeMany("b", 3)
 	var installs atomic.Int32
 	c.net.set(counting(methodInstall, &installs))
@@ -552,7 +552,7 @@ func TestADamagedSnapshotOfTheLeaderIsReplaced(t *testing.T) {
 
 // A block that is damaged on its way is found and fetched again, it alone.
 func TestADamagedBlockIsFetchedAgain(t *testing.T) {
-	c := compacted(t, 2, 5<<20, NodeOptions{})
+	c := compacted(t, 2, 5<<20, NodeOptions{ElectionTimeout: 2 * time.Second})
 	var once atomic.Bool
 	c.net.corrupt = func(m *message, r *rpc.Reply) {
 		if m.method == methodGetFile && len(r.Attachment) > 1<<19 && !once.Swap(true) {
