@@ -579,13 +579,13 @@ func (n *Node) ended() {
 // step of the node may be running on the goroutine of somebody who has called Apply with a lock held that the
 // callback wants as well. The node has not ended before it has run, unless the node has ended already.
 func (n *Node) aside(call func()) {
-	if !n.lm.pending.tryAddCall() {
+	if !n.lm.pending.tryHold() {
 		n.callbacks.Post(call)
 		return
 	}
 	n.callbacks.Post(func() {
 		call()
-		n.lm.pending.calledBack()
+		n.lm.pending.letGo()
 	})
 }
 

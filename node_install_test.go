@@ -218,7 +218,7 @@ func TestACopyIsResumed(t *testing.T) {
 			c.proposeMany("a", 10)
 			c.sameData(0, 1)
 			for i := range 2 {
-				require.NoError(t, c.save(i))
+				c.saveAndCut(i)
 			}
 			c.net.set(noFiles(13))
 			c.start(2)

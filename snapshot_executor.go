@@ -487,7 +487,7 @@ func (s *snapshotter) lend(to *replicator) (*lentReader, error) {
 		s.mu.Lock()
 		s.lent = slices.DeleteFunc(s.lent, func(o *lentReader) bool { return o == l })
 		s.mu.Unlock()
-		s.n.lm.pending.done()
+		s.n.lm.pending.letGo()
 	}
 	s.n.host.lend(l)
 	s.mu.Lock()
@@ -506,7 +506,7 @@ func (s *snapshotter) borrow() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stopped {
-		s.n.lm.pending.add()
+		s.n.lm.pending.hold()
 	}
 	return !s.stopped
 }
