@@ -99,3 +99,19 @@ func TestANodeHasEndedWhenEverybodyWasCalledBack(t *testing.T) {
 	s.end()
 	assert.Error(t, a.err)
 }
+
+// So it is however long a callback takes.
+func TestANodeWaitsForItsCallbacksToEnd(t *testing.T) {
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
+	c.net.set(isolate(3))
+	c.startLed()
+	held := newHoldup(t)
+	c.nodes[0].AddPeer(c.peer(3), func(error) { held.pass() })
+	c.status(0, func(s Status) bool { return s.Stage == StageCatchingUp }, "the change does not begin")
+	ended := make(chan error, 1)
+	c.nodes[0].Shutdown(func(err error) { ended <- err })
+	held.reached()
+	c.never(50*ms, func() bool { return len(ended) > 0 }, "it has ended while it calls somebody back")
+	held.release()
+	require.NoError(t, receive(t, ended))
+}
