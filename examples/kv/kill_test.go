@@ -368,7 +368,7 @@ func (l *load) newWrite() time.Duration {
 			return time.Since(start)
 		}
 		at = next
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond) // the pace of a client that asks again
 	}
 	l.t.Fatal("no write is accepted any more")
 	return 0
