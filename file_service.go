@@ -152,6 +152,9 @@ func (l *lentReader) serve(now time.Time, req *rpc.Request, m *raftpb.GetFileReq
 	if name == metaFile {
 		count = m.GetCount()
 	} else {
+		if m.GetReadPartly() && l.host.busy(now) {
+			count = min(count, politePiece)
+		}
 		granted, _ := l.host.sends.take(now, count)
 		if granted == 0 || granted < count && !m.GetReadPartly() {
 			l.host.sends.give(granted)

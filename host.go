@@ -40,6 +40,7 @@ type Host struct {
 	snapshots       string // their directory
 	files           fileService
 	sends, receives throttle
+	traffic         traffic
 	turns           *snapdir.Turns
 
 	mu       sync.RWMutex

@@ -117,7 +117,8 @@ func (s *snapshotter) pump() {
 		}
 		return
 	}
-	for in.out < in.window {
+	polite := in.graft && (in.short || s.n.host.busy(s.now))
+	for in.out < in.room(polite) {
 		if len(in.ranges) == 0 {
 			if in.out == 0 && !s.nextRound(in) {
 				return
@@ -128,6 +129,9 @@ func (s *snapshotter) pump() {
 		}
 		next := &in.ranges[0]
 		want := in.piece - next.Off%in.piece // so that pieces are whole blocks as soon as they are large enough
+		if polite && !in.short {
+			want = min(want, politePiece)
+		}
 		if next.Len >= 0 {
 			want = min(want, next.Len)
 		}
@@ -187,6 +191,9 @@ func (s *snapshotter) get(in *install, ask snapdir.Range, done func(*install, sn
 func (in *install) pace(took time.Duration) {
 	if !in.graft {
 		return
+	}
+	if in.quickest == 0 || took < in.quickest {
+		in.quickest = took
 	}
 	in.patience = min(max(4*took, copyPatience), copyTimeout)
 	switch {
@@ -350,6 +357,9 @@ func (s *snapshotter) onPiece(in *install, ask snapdir.Range, openEnd bool, rep 
 		return
 	}
 	s.n.host.receives.give(ask.Len - got)
+	if ask.Len > politePiece {
+		in.short = got < ask.Len && !eof
+	}
 	c := in.copy
 	receive := func() error {
 		defer rep.Recycle()

@@ -42,6 +42,8 @@ type install struct {
 	window   int             // how many there may be
 	piece    int64           // how much each asks for
 	patience time.Duration   // how long an answer may take
+	quickest time.Duration   // how little time an answer has taken; 0: none has come
+	short    bool            // the sender gives less than it is asked for
 	done     int64           // bytes there were when the ranges were made
 	failures int
 	waitTill time.Time
