@@ -117,7 +117,7 @@ func (s *snapshotter) pump() {
 		}
 		return
 	}
-	polite := in.graft && (in.short || s.n.host.busy(s.now))
+	polite := in.graft && (in.comesShort(s.now) || s.n.host.busy(s.now))
 	for in.out < in.room(polite) {
 		if len(in.ranges) == 0 {
 			if in.out == 0 && !s.nextRound(in) {
@@ -129,7 +129,7 @@ func (s *snapshotter) pump() {
 		}
 		next := &in.ranges[0]
 		want := in.piece - next.Off%in.piece // so that pieces are whole blocks as soon as they are large enough
-		if polite && !in.short {
+		if polite && !in.comesShort(s.now) { // else the sender says how much, and when it is busy no more
 			want = min(want, politePiece)
 		}
 		if next.Len >= 0 {
@@ -179,7 +179,7 @@ func (s *snapshotter) get(in *install, ask snapdir.Range, done func(*install, sn
 		Done: func(rep rpc.Reply) {
 			s.a.Post(func() {
 				if s.inst == in && !in.loading {
-					in.pace(s.now.Sub(began))
+					in.pace(s.now.Sub(began), rep.Err == nil && rep.Code == 0)
 					done(in, ask, rep)
 				}
 			})
@@ -187,12 +187,13 @@ func (s *snapshotter) get(in *install, ask snapdir.Range, done func(*install, sn
 	})
 }
 
-// pace has more or less asked for at a time, and longer or less long waited for, by how long a piece took, or was waited for.
-func (in *install) pace(took time.Duration) {
+// pace has more or less asked for at a time, and longer or less long waited for, by how long a piece took, or was waited for if
+// it did not come.
+func (in *install) pace(took time.Duration, came bool) {
 	if !in.graft {
 		return
 	}
-	if in.quickest == 0 || took < in.quickest {
+	if came && (in.quickest == 0 || took < in.quickest) {
 		in.quickest = took
 	}
 	in.patience = min(max(4*took, copyPatience), copyTimeout)
@@ -270,8 +271,8 @@ func (s *snapshotter) nextRound(in *install) bool {
 		return false
 	}
 	if done := in.copy.Progress().Done; done > in.done {
-		in.done = done
-	} else if in.failures++; in.failures > copyRetries {
+		in.done, in.barren = done, 0
+	} else if in.barren++; in.barren > copyRetries {
 		s.giveUp(in, &Error{Code: ErrCorrupt, Op: opInstallSnapshot, Group: s.n.group, Index: in.base.index,
 			Err: fmt.Errorf("what %s sends of %q is not what its manifest says", in.address, needed[0].Name)})
 		return false
@@ -327,7 +328,7 @@ func (s *snapshotter) setBack(in *install, err error, lost ...snapdir.Range) {
 		s.giveUp(in, err)
 		return
 	}
-	if s.now.Before(in.waitTill) {
+	if s.now.Before(in.pausedBy) {
 		return // of the same incident
 	}
 	if in.failures++; in.failures > copyRetries {
@@ -335,7 +336,8 @@ func (s *snapshotter) setBack(in *install, err error, lost ...snapdir.Range) {
 		return
 	}
 	s.log.Info("a piece of a snapshot did not come; it is asked for again", zap.Int("failures", in.failures), zap.Error(err))
-	in.waitTill = s.now.Add(copyPause)
+	in.pausedBy = s.now.Add(copyPause)
+	in.waitTill = later(in.waitTill, in.pausedBy)
 }
 
 // onPiece takes in what was read. openEnd says that the file's end is not known.
@@ -347,19 +349,19 @@ func (s *snapshotter) onPiece(in *install, ask snapdir.Range, openEnd bool, rep 
 	m, err := s.answerOf(in, rep)
 	if err != nil {
 		in.out--
+		s.n.host.receives.give(ask.Len)
 		s.setBack(in, err, again)
 		return
 	}
 	got, eof := m.GetReadSize(), m.GetEof()
 	if got < 0 || got > ask.Len || got == 0 && len(rep.Attachment) > 0 {
 		in.out--
+		s.n.host.receives.give(ask.Len)
 		s.setBack(in, fmt.Errorf("%d bytes were read where %d were asked for", got, ask.Len), again)
 		return
 	}
 	s.n.host.receives.give(ask.Len - got)
-	if ask.Len > politePiece {
-		in.short = got < ask.Len && !eof
-	}
+	in.given(s.now, ask.Len, got, eof)
 	c := in.copy
 	receive := func() error {
 		defer rep.Recycle()

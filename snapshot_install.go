@@ -43,9 +43,11 @@ type install struct {
 	piece    int64           // how much each asks for
 	patience time.Duration   // how long an answer may take
 	quickest time.Duration   // how little time an answer has taken; 0: none has come
-	short    bool            // the sender gives less than it is asked for
+	short    time.Time       // so long it counts that the sender gives less than it is asked for
 	done     int64           // bytes there were when the ranges were made
-	failures int
+	barren   int             // rounds in a row after which there were no more of them
+	failures int             // incidents in a row
+	pausedBy time.Time       // the end of the pause that the last incident has brought
 	waitTill time.Time
 	began    time.Time
 	rate     progress.Rate
@@ -94,7 +96,9 @@ func (s *snapshotter) requested(in *install) {
 	case s.ended, s.failed:
 		in.req.Fail(int32(ErrInvalid), "node is not active")
 	case in.term < s.n.termNow.Load():
-		s.n.post(func() { s.n.answerInstall(in.req, false) })
+		if !s.n.post(func() { s.n.answerInstall(in.req, false) }) {
+			in.req.Fail(int32(ErrInvalid), "node is shut down")
+		}
 	case s.saving != nil:
 		in.req.Fail(int32(ErrBusy), "Is saving snapshot")
 	case cur == nil:

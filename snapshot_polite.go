@@ -44,3 +44,16 @@ func (in *install) room(polite bool) int {
 	}
 	return min(in.window, 1+int(in.quickest/politeWait))
 }
+
+// given notes that the sender gave less of a piece than there is, or not.
+func (in *install) given(now time.Time, asked, got int64, eof bool) {
+	switch {
+	case got < asked && !eof:
+		in.short = now.Add(in.patience)
+	case asked > politePiece:
+		in.short = time.Time{}
+	}
+}
+
+// comesShort reports whether the sender has given less than it was asked for, and nothing has shown since that it does no more.
+func (in *install) comesShort(now time.Time) bool { return now.Before(in.short) }

@@ -47,6 +47,36 @@ func TestPoliteCopiesOverDistances(t *testing.T) {
 	}
 }
 
+// How far away a sender is, only what came from it tells.
+func TestWhatFailsTellsNothingOfTheDistance(t *testing.T) {
+	in := &install{graft: true, window: copyWindow, piece: copyPiece}
+	in.pace(time.Microsecond, false)
+	in.pace(40*time.Millisecond, true)
+	in.pace(time.Millisecond, false)
+	assert.Equal(t, 1+int(40*time.Millisecond/politeWait), in.room(true))
+	in.pace(20*time.Millisecond, true)
+	in.pace(time.Second, true)
+	assert.Equal(t, 1+int(20*time.Millisecond/politeWait), in.room(true))
+}
+
+// A sender that gives less than it is asked for counts as busy until it gives more, and not for ever if it is never asked for more.
+func TestHowLongASenderCountsAsBusy(t *testing.T) {
+	now := time.Unix(1000, 0)
+	in := &install{graft: true, patience: copyPatience}
+	in.given(now, copyPiece, copyPiece, false)
+	assert.False(t, in.comesShort(now))
+	in.given(now, copyPiece, politePiece, false)
+	assert.True(t, in.comesShort(now))
+	in.given(now, politePiece, politePiece, false)
+	assert.True(t, in.comesShort(now), "it was not asked for more")
+	assert.False(t, in.comesShort(now.Add(copyPatience)))
+	in.given(now, copyPiece, 5, true)
+	assert.False(t, in.comesShort(now), "there is not more")
+	in.given(now, copyPiece, politePiece, false)
+	in.given(now, copyPiece, copyPiece, false)
+	assert.False(t, in.comesShort(now))
+}
+
 // appearBusy has the host count as busy from now on, or as idle.
 func (h *Host) appearBusy(busy bool) {
 	syncs := h.store.Stats().Syncs
@@ -95,7 +125,7 @@ func (r *reads) see(m *message, rep *rpc.Reply) {
 
 // While one of the two hosts writes its log, pieces of a snapshot are small and few; while neither does, they are large.
 func TestACopyYieldsToTheLog(t *testing.T) {
-	const size = 24 << 20
+	const size = 16 << 20
 	for _, test := range []struct {
 		name             string
 		sender, receiver bool
@@ -107,11 +137,7 @@ func TestACopyYieldsToTheLog(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := compacted(t, 2, size, NodeOptions{ElectionTimeout: 10 * time.Second})
 			r := &reads{from: size / 2, out: make(map[*rpc.Call]bool)}
-			c.net.set(func(m *message) fate { // again and again: joining writes to the log a little
-				c.hosts[0].appearBusy(test.sender)
-				c.hosts[1].appearBusy(test.receiver)
-				return r.watch(m)
-			})
+			c.net.set(c.keepBusy(test.sender, test.receiver), r.watch)
 			c.net.corrupt = r.see
 			require.NoError(t, c.add(0, 1).wait())
 			c.sameData(0, 1)
