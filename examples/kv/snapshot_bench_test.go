@@ -25,6 +25,7 @@ const (
 	benchTimeout = 5 * time.Second // of elections: there are to be none
 	benchWriters = 4
 	benchPace    = time.Millisecond
+	benchBehind  = 100_000         // entries behind the snapshot, when the follower is restarted
 	benchBefore  = 3 * time.Second // for how long to take the time of writes when nothing else happens
 )
 
@@ -39,6 +40,8 @@ const (
 //	p99-install-ratio    the same until it is installed, which takes all of the follower's processors
 //	sender-MiB           by how much the leader's memory grows at most
 //	receiver-MiB         how much memory the follower, which holds nothing else, has at most while it copies
+//	restart-ms           how long the follower needs, with the snapshot and benchBehind entries behind it, until it answers
+//	restart-open-ms      what the log takes of that, and restart-apply-ms what the entries take once the snapshot is loaded
 //
 //	GRAFT_FILL=1024 go test ./examples/kv -run '^$' -bench Snapshots -timeout 0
 func BenchmarkSnapshots(b *testing.B) {
@@ -197,11 +200,35 @@ func (m *snapshotMeasures) installUnderWrites() {
 
 // restart takes the time from the start of a process with a snapshot until it answers.
 func (m *snapshotMeasures) restart() {
+	m.writeBehind()
+	waitCaughtUp(m.b, m.procs)
 	m.follower.kill()
 	start := time.Now()
 	m.follower.start()
 	waitLong(m.b, "it answers", func() bool { return m.follower.info() != nil })
 	m.noteTime("restart-ms", time.Since(start))
+	waitCaughtUp(m.b, m.procs)
+	_, open := m.logged("opened the log")
+	_, apply := m.logged("applied what the log held")
+	m.noteTime("restart-open-ms", open)
+	m.noteTime("restart-apply-ms", apply)
+}
+
+// writeBehind writes benchBehind entries.
+func (m *snapshotMeasures) writeBehind() {
+	const atOnce = 1000
+	c, err := dialClient(m.leader.redis, time.Second)
+	require.NoError(m.b, err)
+	defer c.close()
+	var commands [][]string
+	for i := range atOnce {
+		commands = append(commands, []string{"SET", "behind-" + strconv.Itoa(i), strings.Repeat("x", 100)})
+	}
+	for range benchBehind / atOnce {
+		answers, err := c.doMany(10*time.Second, commands...)
+		require.NoError(m.b, err)
+		require.False(m.b, slices.ContainsFunc(answers, func(a any) bool { return a != "OK" }))
+	}
 }
 
 // logged is when the follower's log says that something was done, the last time, and how long it took.
