@@ -6,7 +6,9 @@ import (
 	"time"
 )
 
-// SnapshotThrottle bounds what snapshots cost the other groups of a host, in each direction. Zero means default.
+// SnapshotThrottle bounds what snapshots cost the other groups of a host, in each direction. Zero means default. Without any
+// bound, copies still yield to writes: while the log of either host is being written, they go on in smaller pieces and with fewer
+// of them on their way, at about half of the speed.
 type SnapshotThrottle struct {
 	// SendRate and ReceiveRate are bytes per second, of all snapshots together. Default: no bound. Tens of
 	// KiB at least: a piece of a file is given up when it takes too long.
