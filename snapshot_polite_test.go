@@ -125,7 +125,7 @@ func (r *reads) see(m *message, rep *rpc.Reply) {
 
 // While one of the two hosts writes its log, pieces of a snapshot are small and few; while neither does, they are large.
 func TestACopyYieldsToTheLog(t *testing.T) {
-	const size = 16 << 20
+	const size = 12 << 20
 	for _, test := range []struct {
 		name             string
 		sender, receiver bool
