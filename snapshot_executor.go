@@ -114,7 +114,7 @@ func (s *snapshotter) open() (*snapdir.Store, error) {
 	if store := s.opened(); store != nil {
 		return store, nil
 	}
-	store, err := snapdir.Open(s.fs, s.dir, snapdir.Options{Keep: s.n.o.SnapshotKeep})
+	store, err := snapdir.Open(s.fs, s.dir, snapdir.Options{Keep: s.n.o.SnapshotKeep, Rand: s.n.host.env.Rand})
 	if err != nil {
 		return nil, err
 	}
