@@ -422,6 +422,9 @@ func (s *snapshotter) errorOf(op string, index int64, err error) error {
 		code = ErrCorrupt
 	case errors.Is(err, snapdir.ErrStopped):
 		code = ErrShutdown
+		if op == opInstallSnapshot && !s.stopping.Load() { // by the next leader
+			code = ErrNewLeader
+		}
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		code = ErrNoSpace
 	case errors.Is(err, snapdir.ErrGroup):
