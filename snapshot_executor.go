@@ -114,7 +114,7 @@ func (s *snapshotter) open() (*snapdir.Store, error) {
 	if store := s.opened(); store != nil {
 		return store, nil
 	}
-	store, err := snapdir.Open(s.fs, s.dir, snapdir.Options{Keep: s.n.o.SnapshotKeep})
+	store, err := snapdir.Open(s.fs, s.dir, snapdir.Options{Keep: s.n.o.SnapshotKeep, Rand: s.n.host.env.Rand})
 	if err != nil {
 		return nil, err
 	}
@@ -422,6 +422,9 @@ func (s *snapshotter) errorOf(op string, index int64, err error) error {
 		code = ErrCorrupt
 	case errors.Is(err, snapdir.ErrStopped):
 		code = ErrShutdown
+		if op == opInstallSnapshot && !s.stopping.Load() { // by the next leader
+			code = ErrNewLeader
+		}
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		code = ErrNoSpace
 	case errors.Is(err, snapdir.ErrGroup):

@@ -115,10 +115,22 @@ func openSnapshot(d *dataDir, dir replicaDir, index int64) (*snapdir.Reader, err
 	return r, err
 }
 
+// inTheWay says that the name under which something is made until it is whole is taken. Whose that is cannot be told.
+func inTheWay(temp string) error {
+	return &failure{
+		Message: temp + " exists",
+		Hint: "What is made has that name until it is whole. Delete it if it is what an interrupted command has left; if it is anything else,\n" +
+			"give another name.",
+	}
+}
+
 // backupFailure says what stands in the way of writing to a directory.
 func backupFailure(err error, to string) error {
 	var damage *snapdir.DamageError
+	var at *os.PathError
 	switch {
+	case errors.As(err, &at) && at.Path == filepath.Clean(to)+snapdir.ExportSuffix && errors.Is(err, os.ErrExist):
+		return inTheWay(at.Path)
 	case errors.Is(err, os.ErrExist):
 		return &failure{Message: to + " exists", Hint: "A backup is made in a directory that does not exist. Give another name."}
 	case errors.As(err, &damage):
@@ -212,10 +224,7 @@ func (m importing) run(ctx context.Context) (_ result, err error) {
 		return nil, err
 	}
 	temp := m.dir + ".importing"
-	if err := os.RemoveAll(temp); err != nil { // of one that was interrupted
-		return nil, err
-	}
-	if err := vfs.MakeDir(vfs.OS{}, temp); err != nil {
+	if err := makeNew(temp); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -237,6 +246,18 @@ func (m importing) run(ctx context.Context) (_ result, err error) {
 		Group: m.group, GroupID: info.GroupID, Dir: m.dir, Member: m.self.String(), Peers: names(m.conf),
 		Index: info.Index, Term: info.Term, Bytes: info.Bytes,
 	}, nil
+}
+
+// makeNew makes a directory that must not exist. Its parents are made durably.
+func makeNew(dir string) error {
+	if err := vfs.MakeDir(vfs.OS{}, filepath.Dir(dir)); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return inTheWay(dir)
+	}
+	return err
 }
 
 // load makes the snapshot that the member begins with.

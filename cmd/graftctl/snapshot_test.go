@@ -249,6 +249,31 @@ func TestWhatKeepsSnapshotsFromBeingUsed(t *testing.T) {
 	assert.Contains(t, offline(t, "snapshot", "verify", home).fails(), manifest[0])
 }
 
+// What is made appears under another name first. If that is the name of something else, be it of what is read, nothing is touched.
+func TestNothingOfTheOperatorsIsDeleted(t *testing.T) {
+	l := startLibrary(t, 1)
+	a := l.first[0]
+	l.propose("to", "be")
+	l.ctl("snapshot", "save").ok()
+	l.stop(a)
+	data, backup := filepath.Join(l.dir, "kv.tmp"), filepath.Join(l.dir, "kv.importing")
+	require.NoError(t, os.Rename(l.home(a), data))
+	kv, as := filepath.Join(l.dir, "kv"), []string{"--group", "g", "--as", a, "--members", a}
+
+	f := offline(t, "--json", "snapshot", "export", data, kv).failsJSON()
+	assert.Equal(t, data+" exists", f.Message)
+	assert.Contains(t, f.Hint, "interrupted")
+	offline(t, "snapshot", "verify", data).ok()
+	offline(t, "snapshot", "export", data, backup).ok()
+
+	f = offline(t, append([]string{"--json", "snapshot", "import", backup, kv}, as...)...).failsJSON()
+	assert.Equal(t, backup+" exists", f.Message)
+	assert.Contains(t, f.Hint, "interrupted")
+	offline(t, "snapshot", "verify", backup).ok()
+	assert.NoDirExists(t, kv)
+	offline(t, append([]string{"snapshot", "import", backup, kv + "/new"}, as...)...).ok()
+}
+
 // Where saving fails the exit status says so, and it is said who has saved one all the same.
 func TestSaveThatFailsSomewhere(t *testing.T) {
 	l := startLibrary(t, 1)

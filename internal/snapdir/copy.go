@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -48,6 +49,7 @@ type Copy struct {
 	manifest *manifest
 	dir      string
 	turns    *Turns
+	watch    Watch
 	files    []*incoming
 
 	active sync.WaitGroup // Add under mu while not ended
@@ -339,7 +341,9 @@ func (c *Copy) append(f *incoming, p []byte, off, n int64) error {
 }
 
 // Finish says that a file without hashes ends where the last piece did. For a file
-// with hashes it makes sure of that.
+// with hashes it makes sure of that. It reads all of the file; ErrStopped says that it was
+// stopped at that, by the Watch or by the Copy's end, and can be called again unless that
+// has come.
 func (c *Copy) Finish(name string) error {
 	f, err := c.begin(name)
 	if err != nil {
@@ -362,8 +366,11 @@ func (c *Copy) Finish(name string) error {
 	if err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
-	d, err := c.store.layout.hashAll(h, Watch{})
-	if err != nil {
+	d, err := c.hash(h)
+	switch {
+	case errors.Is(err, ErrStopped): // nothing is lost, it is only not done
+		return fmt.Errorf("copy snapshot: %w", err)
+	case err != nil:
 		return c.lose(err)
 	}
 	if !d.agrees(&f.File) {
@@ -373,6 +380,19 @@ func (c *Copy) Finish(name string) error {
 	d.describe(&f.File)
 	c.mu.Unlock()
 	return c.finish(f)
+}
+
+// hash hashes a whole file, which may take minutes: it lets others have their turn, and ends when the Copy does.
+func (c *Copy) hash(r io.ReaderAt) (*digest, error) {
+	w := Watch{Stop: func() bool { return c.watch.stopped() != nil || c.over() }, Read: c.watch.Read}
+	return c.store.layout.hashInTurn(r, w, func(f func() error) error { return take(c.turns.work, f) })
+}
+
+// over reports whether Commit or Abort waits for the calls that run.
+func (c *Copy) over() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
 }
 
 // restart forgets the content of a file that is not what its checksum says.

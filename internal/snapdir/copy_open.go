@@ -15,7 +15,8 @@ type CopyOptions struct {
 	// GroupID is the group's own; a manifest that names another is refused. 0 means
 	// that any will do.
 	GroupID uint64
-	// Watch is for the reading of what is there already.
+	// Watch is for the reading of what is there already, and of a file without hashes
+	// when all of it is there. It is asked as long as the Copy has not ended.
 	Watch Watch
 	// Turns are those of all copies that share processors and disk. nil: nobody else's.
 	Turns *Turns
@@ -66,7 +67,7 @@ func (s *Store) OpenCopy(data []byte, o CopyOptions) (*Copy, error) {
 	if busy {
 		return nil, fmt.Errorf("copy snapshot %d: %w", m.index(), ErrBusy)
 	}
-	c := &Copy{store: s, manifest: m, dir: filepath.Join(s.dir, copyDir), turns: o.Turns}
+	c := &Copy{store: s, manifest: m, dir: filepath.Join(s.dir, copyDir), turns: o.Turns, watch: o.Watch}
 	if c.turns == nil {
 		c.turns = NewTurns(1)
 	}

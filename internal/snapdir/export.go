@@ -12,9 +12,14 @@ import (
 	"github.com/graft-raft/graft/raftpb"
 )
 
+// ExportSuffix ends the name under which Export makes a directory until it is whole.
+const ExportSuffix = ".tmp"
+
 // Export copies a snapshot to a directory of its own, which must not exist, and
 // verifies it on the way: a damaged snapshot is not exported. The directory has the
-// form of a snapshot's and appears whole or not at all.
+// form of a snapshot's and appears whole or not at all: it is made under the name with
+// ExportSuffix, which must not exist either. os.ErrExist comes in an *os.PathError that
+// says which of the two does. An export that was killed leaves what it has made.
 func Export(r *Reader, fs vfs.FS, dir string, w Watch) error {
 	if err := export(r, fs, dir, w); err != nil {
 		return fmt.Errorf("export snapshot %d to %s: %w", r.Index(), dir, err)
@@ -23,16 +28,12 @@ func Export(r *Reader, fs vfs.FS, dir string, w Watch) error {
 }
 
 func export(r *Reader, fs vfs.FS, dir string, w Watch) (err error) {
-	if _, err := fs.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		if err == nil {
-			err = os.ErrExist
-		}
-		return err
-	}
 	dir = filepath.Clean(dir)
-	temp := dir + ".tmp"
-	if err := removeAll(fs, temp); err != nil {
-		return err
+	temp := dir + ExportSuffix
+	for _, name := range []string{dir, temp} { // whose it is nobody can tell, so it is not deleted
+		if err := absent(fs, name); err != nil {
+			return err
+		}
 	}
 	if err := vfs.MakeDir(fs, temp); err != nil {
 		return err
@@ -62,6 +63,18 @@ func export(r *Reader, fs vfs.FS, dir string, w Watch) (err error) {
 		return err
 	}
 	return fs.SyncDir(filepath.Dir(dir))
+}
+
+// absent fails if there is something of that name.
+func absent(fs vfs.FS, name string) error {
+	_, err := fs.Stat(name)
+	switch {
+	case err == nil:
+		return &os.PathError{Op: "create", Path: name, Err: os.ErrExist}
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	}
+	return err
 }
 
 func exportFile(src *SnapshotFile, f *File, fs vfs.FS, dir string, l layout, w Watch) error {

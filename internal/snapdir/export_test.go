@@ -61,6 +61,30 @@ func TestExportAndImport(t *testing.T) {
 	require.NoError(t, r.Close())
 }
 
+// The name under which an export begins may be that of somebody's directory, or file: it is refused then, and nothing is touched.
+func TestExportTouchesNobodysFiles(t *testing.T) {
+	a, _, _ := crashContents()
+	fs := vfs.NewMem()
+	r := mustSave(t, mustOpen(t, fs, small()), 10, a)
+	taken := "/backup/kv" + ExportSuffix
+	for _, precious := range []string{taken + "/log/precious", taken} {
+		require.NoError(t, writeFile(fs, precious, []byte("precious")))
+		err := Export(r, fs, "/backup/kv", Watch{})
+		require.ErrorIs(t, err, os.ErrExist)
+		var at *os.PathError
+		require.ErrorAs(t, err, &at)
+		require.Equal(t, taken, at.Path)
+		data, err := readFile(fs, precious, 100)
+		require.NoError(t, err)
+		require.Equal(t, "precious", string(data))
+		_, err = fs.Stat("/backup/kv")
+		require.ErrorIs(t, err, os.ErrNotExist)
+		require.NoError(t, removeAll(fs, taken))
+	}
+	require.NoError(t, Export(r, fs, "/backup/kv", Watch{}))
+	require.NoError(t, r.Close())
+}
+
 // An export in which anything fails leaves nothing, and can be repeated.
 func TestExportFaults(t *testing.T) {
 	a, _, _ := crashContents()

@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -221,6 +223,31 @@ func TestServe(t *testing.T) {
 	require.NoError(t, r.Close())
 	_, _, err = r.Serve(nil, "one", 0, 1, 10)
 	require.ErrorIs(t, err, ErrClosed)
+}
+
+// Of a file that has another size on disk than in the manifest nothing is served: behind a cut there is no end of the file, but
+// damage.
+func TestServeTellsOfAnotherSize(t *testing.T) {
+	a, _, _ := contents()
+	r := mustServe(t, 10, a)
+	fs, full, was := r.snap.store.fs, filepath.Join(r.Path(), "own/big"), int64(len(a["own/big"]))
+	for _, size := range []int64{was - 1, testLeaf, 0, was + 1} {
+		f, err := fs.OpenFile(full, os.O_RDWR, 0)
+		require.NoError(t, err)
+		require.NoError(t, errors.Join(f.Truncate(size), f.Close()))
+		for _, off := range []int64{0, testLeaf, was} {
+			data, eof, err := r.Serve([]byte("before"), "own/big", off, 100, 100)
+			require.Equal(t, "before", string(data))
+			require.False(t, eof)
+			var damage *DamageError
+			require.ErrorAs(t, err, &damage)
+			require.Equal(t, DamageError{Path: full, Name: "own/big", Offset: min(size, was), Reason: damage.Reason}, *damage)
+		}
+	}
+	data, _, err := r.Serve(nil, "one", 0, 100, 100)
+	require.NoError(t, err)
+	require.Equal(t, a["one"], data, "the others are as they were")
+	require.NoError(t, r.Close())
 }
 
 // The framing is braft's, holes come back as gaps, and whatever is framed otherwise is

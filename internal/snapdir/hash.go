@@ -184,19 +184,26 @@ func (d *digest) describe(f *File) {
 
 // hashAll feeds a file from its beginning to its end into a digest.
 func (l layout) hashAll(r io.ReaderAt, w Watch) (*digest, error) {
+	return l.hashInTurn(r, w, func(f func() error) error { return f() })
+}
+
+// hashInTurn is hashAll that works on one leaf at a time, each in turn.
+func (l layout) hashInTurn(r io.ReaderAt, w Watch, turn func(f func() error) error) (*digest, error) {
 	d, buf := newDigest(l), make([]byte, l.leaf)
-	for {
+	for eof := false; !eof; {
 		if err := w.stopped(); err != nil {
 			return nil, err
 		}
-		n, err := r.ReadAt(buf, d.size)
+		n := 0
+		err := turn(func() (err error) {
+			n, err = r.ReadAt(buf, d.size)
+			_, _ = d.Write(buf[:n])
+			return err
+		})
 		w.read(n)
-		_, _ = d.Write(buf[:n])
-		switch {
-		case errors.Is(err, io.EOF):
-			return d, nil
-		case err != nil:
+		if eof = errors.Is(err, io.EOF); err != nil && !eof {
 			return nil, err
 		}
 	}
+	return d, nil
 }

@@ -173,7 +173,8 @@ func (f *SnapshotFile) Close() error {
 // Serve answers a read of another node: the n = min(count, limit) bytes at off, fewer
 // at the end of the file. It appends them to dst. The manifest is given whole,
 // whatever is asked of it. eof says that nothing follows. An off or count that makes
-// no sense is ErrRange, a file that is not in the snapshot ErrNoFile.
+// no sense is ErrRange, a file that is not in the snapshot ErrNoFile, one of another
+// size than the manifest's a *DamageError: what ends too early would pass for its end.
 func (r *Reader) Serve(dst []byte, name string, off, count, limit int64) (data []byte, eof bool, err error) {
 	if off < 0 || count <= 0 {
 		return dst, false, fmt.Errorf("%w: offset %d, count %d", ErrRange, off, count)
@@ -187,6 +188,9 @@ func (r *Reader) Serve(dst []byte, name string, off, count, limit int64) (data [
 		return dst, false, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := r.snap.manifest.file(name).checkSize(f.f.Name(), f.size); err != nil {
+		return dst, false, err
+	}
 	n := min(count, limit, max(f.size-off, 0))
 	at := len(dst)
 	dst = slices.Grow(dst, int(max(n, 0)))[:at+int(max(n, 0))]

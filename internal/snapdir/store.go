@@ -3,6 +3,7 @@ package snapdir
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +21,8 @@ import (
 const (
 	snapshotPrefix = "snapshot_"
 	trashPrefix    = "trash_"
-	tempDir        = "temp"
+	tempPrefix     = "temp_"
+	braftTemp      = "temp" // also of older versions of this package
 	copyDir        = "copy"
 	installDir     = "install"
 )
@@ -29,6 +31,8 @@ const (
 type Options struct {
 	// Keep is how many snapshots Prune leaves; 0 means 1.
 	Keep int
+	// Rand draws the names of what is being saved. nil: any random numbers.
+	Rand func() uint64
 
 	layout layout // of tests; the zero value is standard
 }
@@ -45,6 +49,7 @@ type Store struct {
 	fs     vfs.FS
 	dir    string
 	keep   int
+	rand   func() uint64
 	layout layout
 
 	changes sync.Mutex
@@ -97,7 +102,10 @@ func Open(fs vfs.FS, dir string, o Options) (*Store, error) {
 	if o.layout.leaf == 0 {
 		o.layout = standard()
 	}
-	s := &Store{fs: fs, dir: dir, keep: max(o.Keep, 1), layout: o.layout, snaps: map[int64]*snapshot{}}
+	if o.Rand == nil {
+		o.Rand = rand.Uint64
+	}
+	s := &Store{fs: fs, dir: dir, keep: max(o.Keep, 1), rand: o.Rand, layout: o.layout, snaps: map[int64]*snapshot{}}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open snapshots in %s: %w", dir, err)
 	}
@@ -115,7 +123,7 @@ func (s *Store) open() error {
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return err
 	}
-	if err := s.sweep(tempDir, installDir); err != nil {
+	if err := s.sweep(func(name string) bool { return name == installDir || isTemp(name) }); err != nil {
 		return err
 	}
 	found, err := scan(s.fs, s.dir, s.layout)
@@ -170,8 +178,17 @@ func parseName(name string) (int64, bool) {
 
 func snapshotName(index int64) string { return fmt.Sprintf("%s%020d", snapshotPrefix, index) }
 
-// sweep deletes trash and the named leftovers. The caller holds changes.
-func (s *Store) sweep(leftovers ...string) error {
+// tempName is a name for what is being saved.
+func tempName(n uint64) string { return fmt.Sprintf("%s%016x", tempPrefix, n) }
+
+// isTemp reports whether that is such a name.
+func isTemp(name string) bool {
+	n, err := strconv.ParseUint(strings.TrimPrefix(name, tempPrefix), 16, 64)
+	return name == braftTemp || err == nil && name == tempName(n)
+}
+
+// sweep deletes trash and leftovers. The caller holds changes.
+func (s *Store) sweep(leftover func(name string) bool) error {
 	names, err := s.fs.ReadDir(s.dir)
 	if err != nil {
 		return err
@@ -182,7 +199,7 @@ func (s *Store) sweep(leftovers ...string) error {
 			n, _ := strconv.Atoi(number) // one that is no number cannot be in the way
 			s.trash = max(s.trash, n+1)
 			old = append(old, name)
-		} else if slices.Contains(leftovers, name) {
+		} else if leftover(name) {
 			old = append(old, name)
 		}
 	}
@@ -293,7 +310,7 @@ func (s *Store) Prune() error {
 	s.mu.Unlock()
 	s.changes.Lock()
 	defer s.changes.Unlock()
-	return errors.Join(s.bury(), s.sweep())
+	return errors.Join(s.bury(), s.sweep(func(string) bool { return false }))
 }
 
 // Remove condemns the snapshot of that index, such as a damaged one that another of

@@ -77,6 +77,73 @@ func TestSaveAndReopen(t *testing.T) {
 	}
 }
 
+// Somebody who was saving when the store was closed may go on: what he writes then is in no later snapshot, whether his was given
+// up or the process did not get that far.
+func TestAnOldSaveWritesToNoLaterOne(t *testing.T) {
+	a, _, _ := crashContents()
+	fs := vfs.NewMem()
+	var old []string
+	for index, abort := range []bool{true, false, true} {
+		w, err := mustOpen(t, fs, small()).NewWriter()
+		require.NoError(t, err)
+		old = append(old, w.Path())
+		require.NoError(t, writeFile(fs, w.Path()+"/own/y", []byte("old")))
+		if abort {
+			require.NoError(t, w.Abort())
+		}
+		s := mustOpen(t, fs, small())
+		w, err = s.NewWriter()
+		require.NoError(t, err)
+		for name, data := range a {
+			require.NoError(t, saveFile(w, name, data))
+		}
+		for _, path := range old {
+			_, err := fs.OpenFile(path+"/own/y", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+			require.ErrorIs(t, err, os.ErrNotExist)
+			require.NoError(t, fs.MkdirAll(path+"/own", 0o755))
+			require.NoError(t, writeFile(fs, path+"/own/y", []byte("old")))
+		}
+		r, err := w.Commit(metaOf(int64(10+index)), 7)
+		require.NoError(t, err)
+		requireWhole(t, r, a)
+		require.NoError(t, r.Close())
+	}
+}
+
+// What saves have left is deleted, also what braft's have. What only looks like that is not.
+func TestLeftoversOfSavesAreDeleted(t *testing.T) {
+	fs := vfs.NewMem()
+	var drawn uint64
+	o := small()
+	o.Rand = func() uint64 { drawn++; return drawn << 60 }
+	s := mustOpen(t, fs, o)
+	w, err := s.NewWriter()
+	require.NoError(t, err)
+	require.Equal(t, testDir+"/temp_1000000000000000", w.Path())
+	foreign := []string{"temp_", "temp_1", "temp_00000000000000001", "temp_000000000000000G", "temp_00000000000000AB", "temporary"}
+	for _, name := range append([]string{"temp", "temp_00000000000000ab"}, foreign...) {
+		require.NoError(t, writeFile(fs, testDir+"/"+name+"/file", []byte("x")))
+	}
+	mustOpen(t, fs, o)
+	names, err := fs.ReadDir(testDir)
+	require.NoError(t, err)
+	require.ElementsMatch(t, foreign, names)
+
+	// What could not be deleted when a save was given up is, before the next one.
+	s = mustOpen(t, fs, o)
+	w, err = s.NewWriter()
+	require.NoError(t, err)
+	fs.SetInjector(vfs.Fail(syscall.EIO, vfs.KindRemove))
+	require.ErrorIs(t, w.Abort(), syscall.EIO)
+	fs.SetInjector(nil)
+	next, err := s.NewWriter()
+	require.NoError(t, err)
+	names, err = fs.ReadDir(testDir)
+	require.NoError(t, err)
+	require.ElementsMatch(t, append(foreign, filepath.Base(next.Path())), names)
+	require.NoError(t, next.Abort())
+}
+
 // Names that would leave the directory, or that two systems read differently, are
 // refused by the Writer and in a manifest from elsewhere, before anything is written.
 func TestNames(t *testing.T) {

@@ -118,16 +118,11 @@ func verifyFile(fs vfs.FS, dir string, file *File, l layout, blocks bool, buf []
 		return err
 	}
 	size, err := f.Size()
-	switch {
-	case err != nil:
-		return err
-	case size < file.Size:
-		return damaged(size, "it ends there, %d bytes too early", file.Size-size)
-	case size > file.Size:
-		return damaged(file.Size, "it should end there and has %d bytes more", size-file.Size)
+	if err == nil {
+		err = file.checkSize(full, size)
 	}
-	if !blocks {
-		return nil
+	if err != nil || !blocks {
+		return err
 	}
 	for i := range count(file.Size, file.blockSize) {
 		off, n, want := file.block(i)
@@ -142,4 +137,18 @@ func verifyFile(fs vfs.FS, dir string, file *File, l layout, blocks bool, buf []
 		}
 	}
 	return nil
+}
+
+// checkSize fails if the file at path has another size than it should have, where that is known.
+func (f *File) checkSize(path string, size int64) error {
+	damage := &DamageError{Path: path, Name: f.Name, Offset: min(size, f.Size)}
+	switch {
+	case !f.hashed() || size == f.Size:
+		return nil
+	case size < f.Size:
+		damage.Reason = fmt.Sprintf("it ends there, %d bytes too early: it should have %d", f.Size-size, f.Size)
+	default:
+		damage.Reason = fmt.Sprintf("it should end there and has %d bytes more", size-f.Size)
+	}
+	return damage
 }

@@ -51,6 +51,9 @@ type draft struct {
 
 // NewWriter begins a snapshot. There is one Writer at a time, else it fails with
 // ErrBusy.
+//
+// Each has a directory of its own, of a name that no other has had: somebody who was
+// saving when the store was closed may go on writing to the one that he was given.
 func (s *Store) NewWriter() (*Writer, error) {
 	s.mu.Lock()
 	busy := s.writing
@@ -59,8 +62,8 @@ func (s *Store) NewWriter() (*Writer, error) {
 	if busy {
 		return nil, fmt.Errorf("save snapshot: %w", ErrBusy)
 	}
-	w := &Writer{store: s, dir: filepath.Join(s.dir, tempDir), names: newNameSet()}
-	err := removeAll(s.fs, w.dir)
+	w := &Writer{store: s, dir: filepath.Join(s.dir, tempName(s.rand())), names: newNameSet()}
+	err := s.dropTemps()
 	if err == nil {
 		err = s.fs.MkdirAll(w.dir, 0o755)
 	}
@@ -69,6 +72,17 @@ func (s *Store) NewWriter() (*Writer, error) {
 		return nil, fmt.Errorf("save snapshot: %w", err)
 	}
 	return w, nil
+}
+
+// dropTemps deletes what earlier Writers could not.
+func (s *Store) dropTemps() error {
+	names, err := s.fs.ReadDir(s.dir)
+	for _, name := range names {
+		if err == nil && isTemp(name) {
+			err = removeAll(s.fs, filepath.Join(s.dir, name))
+		}
+	}
+	return err
 }
 
 // Path is the directory for files that the user writes himself and registers with
