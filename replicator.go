@@ -329,18 +329,25 @@ func (r *replicator) limitEntries(n int) {
 
 // unreadable handles a log that cannot be read.
 func (r *replicator) unreadable(err error) {
+	if !r.n.lm.leads(r.term) {
+		return // what was to be read may have been cut off by another leader
+	}
 	if errors.Is(err, wal.ErrCompacted) {
 		if !r.elsewhere() { // it opens a snapshot
 			r.install()
 		}
 		return
 	}
+	r.block(busyDelay)
 	if errors.Is(err, wal.ErrClosed) {
-		r.block(busyDelay)
 		return
 	}
-	r.block(busyDelay)
-	r.n.post(func() { r.n.fail(&Error{Code: ErrIO, Op: "read log", Group: r.n.group, Index: r.p.Next, Err: err}) })
+	failure := &Error{Code: ErrIO, Op: "read log", Group: r.n.group, Index: r.p.Next, Err: err}
+	r.n.post(func() {
+		if r.n.role == RoleLeader && r.n.term == r.term {
+			r.n.fail(failure)
+		}
+	})
 }
 
 // block keeps from sending entries for a while.
@@ -352,9 +359,7 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 	prev := r.p.Next - 1
 	prevTerm := r.n.lm.term(prev)
 	if prevTerm == 0 && prev != 0 {
-		if r.n.lm.leads(r.term) {
-			r.unreadable(wal.ErrCompacted)
-		}
+		r.unreadable(wal.ErrCompacted)
 		return false
 	}
 	last, size := prev, 0

@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/graft-raft/graft/internal/entry"
 	"github.com/graft-raft/graft/internal/progress"
 	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wal"
 	"github.com/graft-raft/graft/internal/wire"
 )
 
@@ -172,16 +174,57 @@ func TestWhatAnotherLeaderWroteIsNotSent(t *testing.T) {
 	}
 }
 
-// reading is storage that has the test do something while it reads.
+// reading is storage that has the test do something before it reads, or when it has read.
 type reading struct {
 	LogStorage
-	while func()
+	before, after func()
 }
 
 func (r reading) Read(first int64, most int) (entry.Batch, error) {
+	if r.before != nil {
+		r.before()
+	}
 	b, err := r.LogStorage.Read(first, most)
-	r.while()
+	if r.after != nil {
+		r.after()
+	}
 	return b, err
+}
+
+// deposedBy has the node hear of a leader of the next term, which has committed entries of its own behind those that are committed.
+func (s *stage) deposedBy(data ...string) {
+	n := s.node
+	committed, term := n.box.index(), n.term
+	b := dataAt(committed+1, term+1, data...)
+	m := &wire.AppendRequest{
+		GroupID: []byte("g"), ServerID: []byte(stagePeers[2] + ":0"), PeerID: []byte(stagePeers[0] + ":0"),
+		Term: term + 1, PrevTerm: term, PrevIndex: committed, Commit: b.Last(), Entries: b,
+	}
+	req := rpc.NewRequest(raftService, methodAppendEntries, nil, nil, stagePeers[2], func(int32, string, []byte, [][]byte) {})
+	n.step(n.now, []func(){func() { n.onAppend(req, m) }})
+}
+
+// newColdLeader makes a leader with entries that nobody else gets, and the replicator of a peer that needs the given one of them next,
+// which is not in memory any more.
+func newColdLeader(t *testing.T, lost, next int) (*stage, *replicator) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second, CacheBytes: 1})
+	for range 3 {
+		s.apply("entry")
+		s.pass(100 * time.Millisecond)
+	}
+	s.loyal = false
+	committed := s.node.box.index()
+	for range lost {
+		s.apply("lost")
+		s.pass(100 * time.Millisecond)
+	}
+	s.pass(time.Second)
+	require.Equal(t, committed, s.node.box.index())
+	r := s.node.replicators[PeerID{Address: stagePeers[1]}]
+	r.p = progress.New(1)
+	r.p.SnapshotInstalled(committed + int64(next) - 1)
+	require.False(t, s.node.lm.cached(r.p.Next))
+	return s, r
 }
 
 // heard is a transport that keeps the requests of one kind.
@@ -201,36 +244,16 @@ func (h *heard) Call(address string, c rpc.Call) {
 // under the old term, neither the entries nor the commit index: whoever does not know the next leader yet holds other entries there, and would
 // take those for committed.
 func TestADeposedLeaderDoesNotTellOfItsSuccessorsCommits(t *testing.T) {
-	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second, CacheBytes: 1})
-	for range 3 {
-		s.apply("entry")
-		s.pass(100 * time.Millisecond)
-	}
-	s.loyal = false
-	n, committed, term := s.node, s.node.box.index(), s.node.term
-	s.apply("lost")
-	s.apply("lost too")
-	s.pass(time.Second)
-	require.Equal(t, committed, n.box.index())
-	r := n.replicators[PeerID{Address: stagePeers[1]}]
-	r.p = progress.New(1)
-	r.p.SnapshotInstalled(1) // the next one it needs is not in memory any more
-	require.False(t, n.lm.cached(r.p.Next))
+	s, r := newColdLeader(t, 2, -2)
+	n, committed := s.node, s.node.box.index()
 	out := &heard{Transport: n.host.rpc}
 	n.host.rpc = out
 	deposed := false
-	n.lm.store = reading{n.lm.store, func() {
-		if deposed {
-			return
+	n.lm.store = reading{LogStorage: n.lm.store, after: func() {
+		if !deposed {
+			deposed = true
+			s.deposedBy("its", "and its")
 		}
-		deposed = true
-		b := dataAt(committed+1, term+1, "its", "and its")
-		m := &wire.AppendRequest{
-			GroupID: []byte("g"), ServerID: []byte(stagePeers[2] + ":0"), PeerID: []byte(stagePeers[0] + ":0"),
-			Term: term + 1, PrevTerm: term, PrevIndex: committed, Commit: b.Last(), Entries: b,
-		}
-		req := rpc.NewRequest(raftService, methodAppendEntries, nil, nil, stagePeers[2], func(int32, string, []byte, [][]byte) {})
-		n.step(n.now, []func(){func() { n.onAppend(req, m) }})
 	}}
 	r.heartbeatAt = time.Time{}
 	r.step(n.host.env.Exec.Now(), nil)
@@ -239,6 +262,40 @@ func TestADeposedLeaderDoesNotTellOfItsSuccessorsCommits(t *testing.T) {
 	assert.Empty(t, out.appends)
 	n.lm.store = n.lm.store.(reading).LogStorage
 	s.end()
+}
+
+// A7: what a replicator is about to read is cut off by the next leader. It does not find that any more, which says nothing about the disk: the
+// node follows.
+func TestADeposedLeaderThatFindsNoEntriesIsSound(t *testing.T) {
+	s, r := newColdLeader(t, 3, 2)
+	n, next := s.node, r.p.Next
+	deposed := false
+	n.lm.store = reading{LogStorage: n.lm.store, before: func() {
+		if !deposed {
+			deposed = true
+			s.deposedBy("its")
+			require.Less(t, n.lm.lastIndex(), next)
+		}
+	}}
+	r.step(n.host.env.Exec.Now(), nil)
+	require.True(t, deposed)
+	assert.True(t, r.blockedTill.IsZero(), "it takes that for an error")
+	r.unreadable(wal.ErrCompacted)
+	assert.False(t, r.offer.holding, "nor does it offer a snapshot any more")
+	n.lm.store = n.lm.store.(reading).LogStorage
+	s.end()
+	require.NoError(t, n.Status().Err)
+	assert.Equal(t, RoleFollower, n.role)
+}
+
+// A7: so it is if the leader finds that it cannot read, and is deposed before it has taken note of that. Whoever reads next will find it again.
+func TestADeposedLeaderNeedNotRead(t *testing.T) {
+	s, r := newColdLeader(t, 3, 2)
+	r.unreadable(errors.New("simulated"))
+	s.deposedBy("its")
+	s.end()
+	require.NoError(t, s.node.Status().Err)
+	assert.Equal(t, RoleFollower, s.node.role)
 }
 
 // M11: a peer's replicator is dropped while it takes in that the peer has lost its disk, and the peer is added again. What it
