@@ -476,7 +476,9 @@ func (r *replicator) progress(sent sentRequest, rep rpc.Reply, resp wire.AppendR
 		return
 	}
 	if !ok {
-		r.failed(sent, rep)
+		if resp.Term <= r.term { // a higher one is the node's business
+			r.failed(sent, rep)
+		}
 		return
 	}
 	r.succeeded()
@@ -512,18 +514,14 @@ func (r *replicator) again(sent sentRequest) {
 	}
 }
 
-// failed handles a request without an answer, or with an error in its place.
+// failed handles a request without an answer, or with an error or nonsense in its place.
 func (r *replicator) failed(sent sentRequest, rep rpc.Reply) {
-	if rep.Err == nil && rep.Code == 0 {
-		return // a higher term, which is the node's business
-	}
 	r.failedWith(rep)
 	if sent.generation != r.p.Generation() {
 		return
 	}
 	if r.failures == 1 || r.failures%100 == 0 {
-		r.log.Info("peer does not take entries", zap.Int("failures", r.failures), zap.NamedError("local", rep.Err),
-			zap.Int32("code", rep.Code), zap.String("text", rep.Text))
+		r.log.Info("peer does not take entries", zap.Int("failures", r.failures), zap.Error(r.lastErr))
 	}
 	r.p.Failed()
 	r.block(r.interval())
@@ -576,7 +574,7 @@ func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, 
 	switch {
 	case r.stopped:
 	case !ok:
-		if rep.Err != nil || rep.Code != 0 {
+		if resp.Term <= r.term {
 			r.failedWith(rep)
 		}
 	case resp.Features&featurePipeline == 0 || resp.Term != r.term:
@@ -594,15 +592,21 @@ func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, 
 
 func (r *replicator) succeeded() { r.failures, r.lastErr = 0, nil }
 
-// failedWith notes a request without an answer, or with an error in its place.
+// failedWith notes a request without an answer, or with an error or nonsense in its place.
 func (r *replicator) failedWith(rep rpc.Reply) {
 	r.failures++
-	if rep.Err != nil {
-		r.lastErr = &Error{Code: ErrUnreachable, Op: "append", Group: r.n.group, Peer: r.peer, Err: rep.Err}
-		return
+	code, err := Code(rep.Code), errors.New(rep.Text)
+	switch {
+	case rep.Err != nil:
+		code, err = ErrUnreachable, rep.Err
+	case rep.Code == 0:
+		code, err = ErrInvalid, errSenseless
 	}
-	r.lastErr = &Error{Code: Code(rep.Code), Op: "append", Group: r.n.group, Peer: r.peer, Err: errors.New(rep.Text)}
+	r.lastErr = &Error{Code: code, Op: "append", Group: r.n.group, Peer: r.peer, Err: err}
 }
+
+// errSenseless is why an answer without an error is none.
+var errSenseless = errors.New("the answer makes no sense")
 
 // publish shows the progress to Status.
 func (r *replicator) publish() {

@@ -8,12 +8,14 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/graft-raft/graft/internal/entry"
 	"github.com/graft-raft/graft/internal/progress"
 	"github.com/graft-raft/graft/internal/rpc"
 	"github.com/graft-raft/graft/internal/wal"
 	"github.com/graft-raft/graft/internal/wire"
+	"github.com/graft-raft/graft/raftpb"
 )
 
 // newReplicatorOnStage makes a leader whose peers have all, and say nothing any more; and the replicator of one of them.
@@ -296,6 +298,75 @@ func TestADeposedLeaderNeedNotRead(t *testing.T) {
 	s.end()
 	require.NoError(t, s.node.Status().Err)
 	assert.Equal(t, RoleFollower, s.node.role)
+}
+
+// senseless are answers that no peer gives: without what an answer needs, or with a term that there cannot be.
+var senseless = map[string][]byte{
+	"nothing":                  nil,
+	"rubbish":                  []byte("rubbish"),
+	"no success":               (&wire.AppendResponse{Term: 1}).Append(nil)[:2],
+	"a term that there is not": (&wire.AppendResponse{Term: maxTerm, Success: true}).Append(nil),
+	"another":                  (&wire.AppendResponse{Term: maxTerm + 1, LastIndex: 7, HasLastIndex: true}).Append(nil),
+}
+
+// T2: an answer that makes no sense is as good as none: the peer is asked again after a pause, and Status says why.
+func TestAnAnswerThatMakesNoSenseIsAFailure(t *testing.T) {
+	for name, message := range senseless {
+		t.Run(name, func(t *testing.T) {
+			s, r := newReplicatorOnStage(t, 3)
+			r.p = progress.New(3) // it probes
+			asked := r.calls
+			r.send()
+			require.Equal(t, asked+1, r.calls)
+			sent := sentRequest{prev: 3, last: 3, life: r.life, at: r.now, generation: r.p.Generation()}
+			r.answered(sent, rpc.Reply{Message: message})
+			s.pass(time.Millisecond)
+			requests, _ := r.p.Inflight()
+			assert.Zero(t, requests, "it is not on the way any more")
+			assert.False(t, r.blockedTill.IsZero(), "not again at once")
+			assert.Equal(t, 1, r.failures)
+			assert.ErrorIs(t, r.lastErr, ErrInvalid)
+			rep := rpc.Reply{Message: message}
+			resp, ok := r.parse(rep, r.now)
+			r.heartbeatAnswered(rep, resp, ok, r.life, 3, 3)
+			assert.Equal(t, 2, r.failures, "so it is with heartbeats")
+			s.loyal = true
+			s.apply("another")
+			s.pass(2 * r.interval())
+			assert.Equal(t, s.last(), r.p.Match)
+			assert.NoError(t, r.lastErr)
+			assert.True(t, s.node.IsLeader())
+			s.end()
+		})
+	}
+}
+
+// T2: so it is with the answer to a request to install a snapshot.
+func TestAnInstallIsOverWhenTheAnswerMakesNoSense(t *testing.T) {
+	for _, term := range []int64{maxTerm, maxTerm + 1} {
+		_, r := newReplicatorOnStage(t, 0)
+		r.offer.lent = new(lentReader)
+		r.p.BeginSnapshot()
+		message, err := proto.Marshal(&raftpb.InstallSnapshotResponse{Term: &term, Success: proto.Bool(true)})
+		require.NoError(t, err)
+		r.installAnswered(r.offer.asked, r.life, r.now, rpc.Reply{Message: message})
+		assert.Equal(t, progress.Probe, r.p.State, "%d", term)
+		assert.False(t, r.blockedTill.IsZero(), "%d", term)
+	}
+}
+
+// A higher term that there can be is the node's business: nothing is counted, and nothing is sent any more.
+func TestAHigherTermIsNoFailure(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 3)
+	rep := rpc.Reply{Message: (&wire.AppendResponse{Term: maxTerm - 1}).Append(nil)}
+	resp, ok := r.parse(rep, r.now)
+	r.failures = 0
+	r.progress(sentRequest{prev: 3, last: 3, life: r.life, at: r.now, generation: r.p.Generation()}, rep, resp, ok)
+	r.heartbeatAnswered(rep, resp, ok, r.life, 3, 3)
+	assert.Zero(t, r.failures)
+	s.pass(time.Millisecond)
+	assert.EqualValues(t, maxTerm-1, s.node.term)
+	assert.False(t, s.node.IsLeader())
 }
 
 // M11: a peer's replicator is dropped while it takes in that the peer has lost its disk, and the peer is added again. What it
