@@ -40,7 +40,7 @@ type fsmCaller struct {
 
 	mu        sync.Mutex // guards the following
 	committed int64
-	events    []fsmEvent // that wait; their indexes grow, but for those that wait for no entry
+	events    []fsmEvent // that wait, in order; their indexes grow, but for those that wait for no entry
 	ended     bool       // no event is taken any more
 	woken     bool       // a step is on its way that will see committed and events
 	closures  []closureRun
@@ -67,6 +67,7 @@ type fsmCaller struct {
 type fsmEvent struct {
 	upto int64
 	run  func()
+	free bool // it overtakes events that wait for the disk
 }
 
 // closureRun is what the entries from first on get when they are settled.
@@ -94,13 +95,19 @@ func newFSMCaller(exec actor.Executor, fsm StateMachine, group string) *fsmCalle
 // post queues an event behind everything that is committed so far. It reports false, and drops the event, at the end.
 func (f *fsmCaller) post(event func()) bool {
 	f.mu.Lock()
-	return f.enqueue(fsmEvent{f.committed, event})
+	return f.enqueue(fsmEvent{upto: f.committed, run: event})
 }
 
-// postNow queues an event that waits for no entry.
+// postNow queues an event that waits for no entry, only for its turn.
 func (f *fsmCaller) postNow(event func()) bool {
 	f.mu.Lock()
-	return f.enqueue(fsmEvent{0, event})
+	return f.enqueue(fsmEvent{run: event})
+}
+
+// postFree is postNow for an event that has nothing to do with those before it: it overtakes them while they wait for the disk.
+func (f *fsmCaller) postFree(event func()) bool {
+	f.mu.Lock()
+	return f.enqueue(fsmEvent{run: event, free: true})
 }
 
 // enqueue queues an event. mu is locked, and is not any more afterwards.
@@ -124,9 +131,9 @@ func (f *fsmCaller) wake() {
 	}
 }
 
-// settle is postNow for callbacks that must run even when the state machine is shut down.
+// settle is postFree for callbacks that must run even when the state machine is shut down: they tell of refusals.
 func (f *fsmCaller) settle(callbacks func()) {
-	if !f.postNow(callbacks) {
+	if !f.postFree(callbacks) {
 		callbacks()
 	}
 }
@@ -163,7 +170,7 @@ func (f *fsmCaller) failClosures(err error) {
 	f.mu.Lock()
 	upto := f.committed
 	lost := f.closuresAbove(upto)
-	f.enqueue(fsmEvent{upto, func() {
+	f.enqueue(fsmEvent{upto: upto, run: func() {
 		f.failRuns(f.unapplied(upto), err)
 		f.failRuns(lost, err)
 	}})
@@ -308,9 +315,8 @@ func (f *fsmCaller) step(time.Time, []struct{}) time.Time {
 	f.mu.Lock()
 	f.woken = false // before it is looked what there is: whoever adds something afterwards wakes again
 	f.mu.Unlock()
-	reach := f.reach()
 	for {
-		event, ok := f.next(reach)
+		event, ok := f.next(f.reach()) // a snapshot that is loaded moves that
 		if !f.closed {
 			f.applyUpTo(event.upto)
 		}
@@ -325,16 +331,22 @@ func (f *fsmCaller) step(time.Time, []struct{}) time.Time {
 	return time.Time{}
 }
 
-// next takes out the first event, if it does not wait for an entry behind reach. Else it says up to where entries can be applied.
+// next takes out the first event, if it does not wait for an entry behind reach, or else the first free one. If there is none, it
+// says up to where entries can be applied.
 func (f *fsmCaller) next(reach int64) (event fsmEvent, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.events) == 0 {
 		return fsmEvent{upto: f.committed}, false
 	}
-	if event = f.events[0]; event.upto > reach {
-		return event, false
+	i := 0
+	if f.events[0].upto > reach {
+		if i = slices.IndexFunc(f.events, func(e fsmEvent) bool { return e.free }); i < 0 {
+			return fsmEvent{upto: f.events[0].upto}, false
+		}
 	}
+	event = f.events[i]
+	copy(f.events[1:], f.events[:i])
 	f.events[0] = fsmEvent{}
 	if f.events = f.events[1:]; len(f.events) == 0 {
 		f.events = nil
@@ -563,7 +575,7 @@ func (f *fsmCaller) shutdown() {
 // end calls done behind everything that was posted, and ends the actor.
 func (f *fsmCaller) end(done func()) {
 	f.mu.Lock()
-	f.events = append(f.events, fsmEvent{0, done})
+	f.events = append(f.events, fsmEvent{run: done})
 	f.ended = true
 	f.mu.Unlock()
 	f.a.Close() // after which there is one more step, at least

@@ -286,12 +286,54 @@ func TestALeadershipStartsWhileTheStateMachineWorks(t *testing.T) {
 	assert.NotContains(t, c.fsm.seen(), "lead")
 }
 
+// A4: callbacks that wait for nothing overtake the events that wait for the disk of a durable state machine. They stay in their order, and so
+// does everything else.
+func TestCallbacksDoNotWaitForTheDisk(t *testing.T) {
+	c := newCallerOnStage(t, 4)
+	var held int64 = 2
+	c.bound = func() int64 { return held }
+	var ran []string
+	note := func(what string) func() {
+		return func() { ran = append(ran, what) }
+	}
+	c.commit(4)
+	c.post(note("waits for 4"))
+	c.settle(note("refused 1"))
+	c.postNow(note("load"))
+	c.post(note("stop"))
+	c.settle(note("refused 2"))
+	c.pass()
+	assert.EqualValues(t, 2, c.applied.Load(), "what the disk holds")
+	assert.Equal(t, []string{"refused 1", "refused 2"}, ran)
+	c.settle(note("refused 3"))
+	c.pass()
+	assert.Equal(t, []string{"refused 1", "refused 2", "refused 3"}, ran)
+	ran = nil
+	held = 4
+	c.settle(note("refused 4"))
+	c.pass()
+	assert.EqualValues(t, 4, c.applied.Load())
+	assert.Equal(t, []string{"waits for 4", "load", "stop", "refused 4"}, ran)
+}
+
+// C15: what a snapshot brings need not be on the disk: an event that waits for no more than that comes next, without anything else that wakes it.
+func TestWhatASnapshotBringsIsReached(t *testing.T) {
+	c := newCallerOnStage(t, 0)
+	c.bound = func() int64 { return 2 }
+	var ran bool
+	c.postNow(func() { c.appliedOne(5, 1) })
+	c.commit(5)
+	c.post(func() { ran = true })
+	c.pass()
+	assert.True(t, ran)
+}
+
 // Nothing that was queued is lost at the end, not even if whoever queued it has not come to wake the actor yet.
 func TestTheLastEventsAreNotLost(t *testing.T) {
 	c := newCallerOnStage(t, 0)
 	var ran []string
 	c.mu.Lock()
-	c.events = append(c.events, fsmEvent{0, func() { ran = append(ran, "queued") }})
+	c.events = append(c.events, fsmEvent{run: func() { ran = append(ran, "queued") }})
 	c.woken = true
 	c.mu.Unlock()
 	c.end(func() { ran = append(ran, "end") })

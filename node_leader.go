@@ -180,14 +180,16 @@ func (n *Node) refuseTasks(tasks []Task, err error) {
 			dones = append(dones, tasks[i].Done)
 		}
 	}
-	n.proposals.release(int64(len(tasks)), bytes)
+	count := int64(len(tasks))
 	if len(dones) == 0 {
+		n.proposals.release(count, bytes)
 		return
 	}
 	n.fsm.settle(func() {
 		for _, done := range dones {
 			n.fsm.guard("done", func() { done(nil, err) })
 		}
+		n.proposals.release(count, bytes) // until then they take memory
 	})
 }
 

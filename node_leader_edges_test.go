@@ -71,6 +71,38 @@ func TestProposalsOfAnotherTermCostNothing(t *testing.T) {
 	s.end() // looks at the budget
 }
 
+// X5: what is refused takes memory until its proposer has been told. A state machine that is stuck keeps that from being done: then proposals
+// that are tried again and again are too many some time, at a node that does not lead as well.
+func TestRefusedProposalsArePendingUntilTheyAreTold(t *testing.T) {
+	const most = 10
+	s := newStage(t, 3, NodeOptions{MaxPendingEntries: most})
+	s.pass(100 * time.Millisecond)
+	n := s.node
+	var waiting, overloaded []*owed
+	n.fsm.settle(func() { // the state machine works, and is not through for long
+		for i := range 3 * most {
+			a := s.apply(fmt.Sprint(i))
+			n.step(n.now, nil)
+			if a.times == 0 {
+				waiting = append(waiting, a)
+			} else {
+				overloaded = append(overloaded, a)
+			}
+		}
+		n.proposals.add(Task{Data: []byte("too many")})
+	})
+	s.pass(time.Second)
+	assert.Len(t, waiting, most)
+	for _, a := range waiting {
+		assert.ErrorIs(t, a.err, ErrNotLeader)
+	}
+	for _, a := range overloaded {
+		assert.ErrorIs(t, a.err, ErrOverloaded)
+	}
+	n.proposals.add(Task{Data: []byte("nobody wants to know")})
+	s.end() // looks at the budget
+}
+
 // prompt is storage that has written what it is given before the call returns; and the state machine has applied it by then.
 type prompt struct {
 	LogStorage

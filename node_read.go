@@ -416,19 +416,17 @@ func (n *Node) onReadIndex(req *rpc.Request, m *raftpb.ReadIndexRequest) {
 }
 
 // parse reads an append_entries answer and notes that the peer is alive. ok is false if there is
-// none.
+// none, or one of a higher term, which resp has then.
 func (r *replicator) parse(rep rpc.Reply, sentAt time.Time) (resp wire.AppendResponse, ok bool) {
 	if rep.Err != nil || rep.Code != 0 {
 		return resp, false
 	}
 	resp, err := wire.ParseAppendResponse(rep.Message)
-	if err != nil {
-		return resp, false
+	if err != nil || resp.Term > r.term && !validTerm(resp.Term) {
+		return wire.AppendResponse{}, false
 	}
 	if resp.Term > r.term {
-		if validTerm(resp.Term) {
-			r.n.post(func() { r.n.onHigherTerm(resp.Term, r.peer) })
-		}
+		r.n.post(func() { r.n.onHigherTerm(resp.Term, r.peer) })
 		return resp, false
 	}
 	r.touch(sentAt)

@@ -329,18 +329,25 @@ func (r *replicator) limitEntries(n int) {
 
 // unreadable handles a log that cannot be read.
 func (r *replicator) unreadable(err error) {
+	if !r.n.lm.leads(r.term) {
+		return // what was to be read may have been cut off by another leader
+	}
 	if errors.Is(err, wal.ErrCompacted) {
 		if !r.elsewhere() { // it opens a snapshot
 			r.install()
 		}
 		return
 	}
+	r.block(busyDelay)
 	if errors.Is(err, wal.ErrClosed) {
-		r.block(busyDelay)
 		return
 	}
-	r.block(busyDelay)
-	r.n.post(func() { r.n.fail(&Error{Code: ErrIO, Op: "read log", Group: r.n.group, Index: r.p.Next, Err: err}) })
+	failure := &Error{Code: ErrIO, Op: "read log", Group: r.n.group, Index: r.p.Next, Err: err}
+	r.n.post(func() {
+		if r.n.role == RoleLeader && r.n.term == r.term {
+			r.n.fail(failure)
+		}
+	})
 }
 
 // block keeps from sending entries for a while.
@@ -352,9 +359,7 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 	prev := r.p.Next - 1
 	prevTerm := r.n.lm.term(prev)
 	if prevTerm == 0 && prev != 0 {
-		if r.n.lm.leads(r.term) {
-			r.unreadable(wal.ErrCompacted)
-		}
+		r.unreadable(wal.ErrCompacted)
 		return false
 	}
 	last, size := prev, 0
@@ -471,7 +476,9 @@ func (r *replicator) progress(sent sentRequest, rep rpc.Reply, resp wire.AppendR
 		return
 	}
 	if !ok {
-		r.failed(sent, rep)
+		if resp.Term <= r.term { // a higher one is the node's business
+			r.failed(sent, rep)
+		}
 		return
 	}
 	r.succeeded()
@@ -507,18 +514,14 @@ func (r *replicator) again(sent sentRequest) {
 	}
 }
 
-// failed handles a request without an answer, or with an error in its place.
+// failed handles a request without an answer, or with an error or nonsense in its place.
 func (r *replicator) failed(sent sentRequest, rep rpc.Reply) {
-	if rep.Err == nil && rep.Code == 0 {
-		return // a higher term, which is the node's business
-	}
 	r.failedWith(rep)
 	if sent.generation != r.p.Generation() {
 		return
 	}
 	if r.failures == 1 || r.failures%100 == 0 {
-		r.log.Info("peer does not take entries", zap.Int("failures", r.failures), zap.NamedError("local", rep.Err),
-			zap.Int32("code", rep.Code), zap.String("text", rep.Text))
+		r.log.Info("peer does not take entries", zap.Int("failures", r.failures), zap.Error(r.lastErr))
 	}
 	r.p.Failed()
 	r.block(r.interval())
@@ -571,7 +574,7 @@ func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, 
 	switch {
 	case r.stopped:
 	case !ok:
-		if rep.Err != nil || rep.Code != 0 {
+		if resp.Term <= r.term {
 			r.failedWith(rep)
 		}
 	case resp.Features&featurePipeline == 0 || resp.Term != r.term:
@@ -589,15 +592,21 @@ func (r *replicator) heartbeatAnswered(rep rpc.Reply, resp wire.AppendResponse, 
 
 func (r *replicator) succeeded() { r.failures, r.lastErr = 0, nil }
 
-// failedWith notes a request without an answer, or with an error in its place.
+// failedWith notes a request without an answer, or with an error or nonsense in its place.
 func (r *replicator) failedWith(rep rpc.Reply) {
 	r.failures++
-	if rep.Err != nil {
-		r.lastErr = &Error{Code: ErrUnreachable, Op: "append", Group: r.n.group, Peer: r.peer, Err: rep.Err}
-		return
+	code, err := Code(rep.Code), errors.New(rep.Text)
+	switch {
+	case rep.Err != nil:
+		code, err = ErrUnreachable, rep.Err
+	case rep.Code == 0:
+		code, err = ErrInvalid, errSenseless
 	}
-	r.lastErr = &Error{Code: Code(rep.Code), Op: "append", Group: r.n.group, Peer: r.peer, Err: errors.New(rep.Text)}
+	r.lastErr = &Error{Code: code, Op: "append", Group: r.n.group, Peer: r.peer, Err: err}
 }
+
+// errSenseless is why an answer without an error is none.
+var errSenseless = errors.New("the answer makes no sense")
 
 // publish shows the progress to Status.
 func (r *replicator) publish() {

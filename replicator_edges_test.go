@@ -1,17 +1,21 @@
 package graft
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/graft-raft/graft/internal/entry"
 	"github.com/graft-raft/graft/internal/progress"
 	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wal"
 	"github.com/graft-raft/graft/internal/wire"
+	"github.com/graft-raft/graft/raftpb"
 )
 
 // newReplicatorOnStage makes a leader whose peers have all, and say nothing any more; and the replicator of one of them.
@@ -172,16 +176,57 @@ func TestWhatAnotherLeaderWroteIsNotSent(t *testing.T) {
 	}
 }
 
-// reading is storage that has the test do something while it reads.
+// reading is storage that has the test do something before it reads, or when it has read.
 type reading struct {
 	LogStorage
-	while func()
+	before, after func()
 }
 
 func (r reading) Read(first int64, most int) (entry.Batch, error) {
+	if r.before != nil {
+		r.before()
+	}
 	b, err := r.LogStorage.Read(first, most)
-	r.while()
+	if r.after != nil {
+		r.after()
+	}
 	return b, err
+}
+
+// deposedBy has the node hear of a leader of the next term, which has committed entries of its own behind those that are committed.
+func (s *stage) deposedBy(data ...string) {
+	n := s.node
+	committed, term := n.box.index(), n.term
+	b := dataAt(committed+1, term+1, data...)
+	m := &wire.AppendRequest{
+		GroupID: []byte("g"), ServerID: []byte(stagePeers[2] + ":0"), PeerID: []byte(stagePeers[0] + ":0"),
+		Term: term + 1, PrevTerm: term, PrevIndex: committed, Commit: b.Last(), Entries: b,
+	}
+	req := rpc.NewRequest(raftService, methodAppendEntries, nil, nil, stagePeers[2], func(int32, string, []byte, [][]byte) {})
+	n.step(n.now, []func(){func() { n.onAppend(req, m) }})
+}
+
+// newColdLeader makes a leader with entries that nobody else gets, and the replicator of a peer that needs the given one of them next,
+// which is not in memory any more.
+func newColdLeader(t *testing.T, lost, next int) (*stage, *replicator) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second, CacheBytes: 1})
+	for range 3 {
+		s.apply("entry")
+		s.pass(100 * time.Millisecond)
+	}
+	s.loyal = false
+	committed := s.node.box.index()
+	for range lost {
+		s.apply("lost")
+		s.pass(100 * time.Millisecond)
+	}
+	s.pass(time.Second)
+	require.Equal(t, committed, s.node.box.index())
+	r := s.node.replicators[PeerID{Address: stagePeers[1]}]
+	r.p = progress.New(1)
+	r.p.SnapshotInstalled(committed + int64(next) - 1)
+	require.False(t, s.node.lm.cached(r.p.Next))
+	return s, r
 }
 
 // heard is a transport that keeps the requests of one kind.
@@ -201,36 +246,16 @@ func (h *heard) Call(address string, c rpc.Call) {
 // under the old term, neither the entries nor the commit index: whoever does not know the next leader yet holds other entries there, and would
 // take those for committed.
 func TestADeposedLeaderDoesNotTellOfItsSuccessorsCommits(t *testing.T) {
-	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second, CacheBytes: 1})
-	for range 3 {
-		s.apply("entry")
-		s.pass(100 * time.Millisecond)
-	}
-	s.loyal = false
-	n, committed, term := s.node, s.node.box.index(), s.node.term
-	s.apply("lost")
-	s.apply("lost too")
-	s.pass(time.Second)
-	require.Equal(t, committed, n.box.index())
-	r := n.replicators[PeerID{Address: stagePeers[1]}]
-	r.p = progress.New(1)
-	r.p.SnapshotInstalled(1) // the next one it needs is not in memory any more
-	require.False(t, n.lm.cached(r.p.Next))
+	s, r := newColdLeader(t, 2, -2)
+	n, committed := s.node, s.node.box.index()
 	out := &heard{Transport: n.host.rpc}
 	n.host.rpc = out
 	deposed := false
-	n.lm.store = reading{n.lm.store, func() {
-		if deposed {
-			return
+	n.lm.store = reading{LogStorage: n.lm.store, after: func() {
+		if !deposed {
+			deposed = true
+			s.deposedBy("its", "and its")
 		}
-		deposed = true
-		b := dataAt(committed+1, term+1, "its", "and its")
-		m := &wire.AppendRequest{
-			GroupID: []byte("g"), ServerID: []byte(stagePeers[2] + ":0"), PeerID: []byte(stagePeers[0] + ":0"),
-			Term: term + 1, PrevTerm: term, PrevIndex: committed, Commit: b.Last(), Entries: b,
-		}
-		req := rpc.NewRequest(raftService, methodAppendEntries, nil, nil, stagePeers[2], func(int32, string, []byte, [][]byte) {})
-		n.step(n.now, []func(){func() { n.onAppend(req, m) }})
 	}}
 	r.heartbeatAt = time.Time{}
 	r.step(n.host.env.Exec.Now(), nil)
@@ -239,6 +264,109 @@ func TestADeposedLeaderDoesNotTellOfItsSuccessorsCommits(t *testing.T) {
 	assert.Empty(t, out.appends)
 	n.lm.store = n.lm.store.(reading).LogStorage
 	s.end()
+}
+
+// A7: what a replicator is about to read is cut off by the next leader. It does not find that any more, which says nothing about the disk: the
+// node follows.
+func TestADeposedLeaderThatFindsNoEntriesIsSound(t *testing.T) {
+	s, r := newColdLeader(t, 3, 2)
+	n, next := s.node, r.p.Next
+	deposed := false
+	n.lm.store = reading{LogStorage: n.lm.store, before: func() {
+		if !deposed {
+			deposed = true
+			s.deposedBy("its")
+			require.Less(t, n.lm.lastIndex(), next)
+		}
+	}}
+	r.step(n.host.env.Exec.Now(), nil)
+	require.True(t, deposed)
+	assert.True(t, r.blockedTill.IsZero(), "it takes that for an error")
+	r.unreadable(wal.ErrCompacted)
+	assert.False(t, r.offer.holding, "nor does it offer a snapshot any more")
+	n.lm.store = n.lm.store.(reading).LogStorage
+	s.end()
+	require.NoError(t, n.Status().Err)
+	assert.Equal(t, RoleFollower, n.role)
+}
+
+// A7: so it is if the leader finds that it cannot read, and is deposed before it has taken note of that. Whoever reads next will find it again.
+func TestADeposedLeaderNeedNotRead(t *testing.T) {
+	s, r := newColdLeader(t, 3, 2)
+	r.unreadable(errors.New("simulated"))
+	s.deposedBy("its")
+	s.end()
+	require.NoError(t, s.node.Status().Err)
+	assert.Equal(t, RoleFollower, s.node.role)
+}
+
+// senseless are answers that no peer gives: without what an answer needs, or with a term that there cannot be.
+var senseless = map[string][]byte{
+	"nothing":                  nil,
+	"rubbish":                  []byte("rubbish"),
+	"no success":               (&wire.AppendResponse{Term: 1}).Append(nil)[:2],
+	"a term that there is not": (&wire.AppendResponse{Term: maxTerm, Success: true}).Append(nil),
+	"another":                  (&wire.AppendResponse{Term: maxTerm + 1, LastIndex: 7, HasLastIndex: true}).Append(nil),
+}
+
+// T2: an answer that makes no sense is as good as none: the peer is asked again after a pause, and Status says why.
+func TestAnAnswerThatMakesNoSenseIsAFailure(t *testing.T) {
+	for name, message := range senseless {
+		t.Run(name, func(t *testing.T) {
+			s, r := newReplicatorOnStage(t, 3)
+			r.p = progress.New(3) // it probes
+			asked := r.calls
+			r.send()
+			require.Equal(t, asked+1, r.calls)
+			sent := sentRequest{prev: 3, last: 3, life: r.life, at: r.now, generation: r.p.Generation()}
+			r.answered(sent, rpc.Reply{Message: message})
+			s.pass(time.Millisecond)
+			requests, _ := r.p.Inflight()
+			assert.Zero(t, requests, "it is not on the way any more")
+			assert.False(t, r.blockedTill.IsZero(), "not again at once")
+			assert.Equal(t, 1, r.failures)
+			assert.ErrorIs(t, r.lastErr, ErrInvalid)
+			rep := rpc.Reply{Message: message}
+			resp, ok := r.parse(rep, r.now)
+			r.heartbeatAnswered(rep, resp, ok, r.life, 3, 3)
+			assert.Equal(t, 2, r.failures, "so it is with heartbeats")
+			s.loyal = true
+			s.apply("another")
+			s.pass(2 * r.interval())
+			assert.Equal(t, s.last(), r.p.Match)
+			assert.NoError(t, r.lastErr)
+			assert.True(t, s.node.IsLeader())
+			s.end()
+		})
+	}
+}
+
+// T2: so it is with the answer to a request to install a snapshot.
+func TestAnInstallIsOverWhenTheAnswerMakesNoSense(t *testing.T) {
+	for _, term := range []int64{maxTerm, maxTerm + 1} {
+		_, r := newReplicatorOnStage(t, 0)
+		r.offer.lent = new(lentReader)
+		r.p.BeginSnapshot()
+		message, err := proto.Marshal(&raftpb.InstallSnapshotResponse{Term: &term, Success: proto.Bool(true)})
+		require.NoError(t, err)
+		r.installAnswered(r.offer.asked, r.life, r.now, rpc.Reply{Message: message})
+		assert.Equal(t, progress.Probe, r.p.State, "%d", term)
+		assert.False(t, r.blockedTill.IsZero(), "%d", term)
+	}
+}
+
+// A higher term that there can be is the node's business: nothing is counted, and nothing is sent any more.
+func TestAHigherTermIsNoFailure(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 3)
+	rep := rpc.Reply{Message: (&wire.AppendResponse{Term: maxTerm - 1}).Append(nil)}
+	resp, ok := r.parse(rep, r.now)
+	r.failures = 0
+	r.progress(sentRequest{prev: 3, last: 3, life: r.life, at: r.now, generation: r.p.Generation()}, rep, resp, ok)
+	r.heartbeatAnswered(rep, resp, ok, r.life, 3, 3)
+	assert.Zero(t, r.failures)
+	s.pass(time.Millisecond)
+	assert.EqualValues(t, maxTerm-1, s.node.term)
+	assert.False(t, s.node.IsLeader())
 }
 
 // M11: a peer's replicator is dropped while it takes in that the peer has lost its disk, and the peer is added again. What it

@@ -201,13 +201,11 @@ func (r *replicator) installAnswered(asked, life uint64, sentAt time.Time, rep r
 	case rep.Err != nil || rep.Code != 0:
 		r.installFailed(rep)
 		return
-	case proto.Unmarshal(rep.Message, resp) != nil || resp.GetTerm() < r.term:
+	case proto.Unmarshal(rep.Message, resp) != nil || resp.GetTerm() < r.term || !validTerm(resp.GetTerm()):
 		r.attemptOver()
 		return
 	case resp.GetTerm() > r.term:
-		if validTerm(resp.GetTerm()) {
-			r.n.post(func() { r.n.onHigherTerm(resp.GetTerm(), r.peer) })
-		}
+		r.n.post(func() { r.n.onHigherTerm(resp.GetTerm(), r.peer) })
 		return
 	}
 	r.touch(sentAt)

@@ -247,7 +247,7 @@ func (s *snapshotter) askCut() {
 	}
 	s.cutAsk = true
 	s.bytes.Store(0)
-	s.n.fsm.postNow(func() {
+	s.n.fsm.postFree(func() { // what waits for space must not keep it from being made
 		base, ok := s.n.cutPoint()
 		s.a.Post(func() { s.cut(base, ok) })
 	})

@@ -547,3 +547,48 @@ func TestAChangeThatTheDiskHoldsLateIsDone(t *testing.T) {
 	s.end()
 	assert.NoError(t, change.err)
 }
+
+// A4: a leader with a durable state machine whose disk hangs has handed over. Proposals that come to it are refused, although what it has
+// committed is not applied, nor the end of its leadership told.
+func TestProposalsAtAHungDiskAreRefused(t *testing.T) {
+	s, _ := newDurableLeader(t)
+	s.pass(2 * time.Second)
+	s.hangDisk(time.Hour)
+	committed := s.apply("committed by the others")
+	s.until(func() bool { return !s.node.IsLeader() }, "it does not hand over")
+	s.pass(time.Second)
+	assert.Zero(t, committed.times, "the disk does not hold it")
+	refused := s.apply("refused")
+	s.pass(time.Second)
+	assert.Equal(t, 1, refused.times)
+	assert.ErrorIs(t, refused.err, ErrNotLeader)
+	assert.NotContains(t, s.fsm.seen(), "stop: timed out")
+	s.hangDisk(0)
+	s.pass(2 * time.Hour)
+	assert.NoError(t, committed.err)
+	assert.Contains(t, s.fsm.seen(), "stop: timed out")
+	s.end()
+}
+
+// D10: what waits for space on a full disk does not keep the log from being cut, which makes space.
+func TestAFullDisksLogIsCut(t *testing.T) {
+	s, m := newDurableLeader(t)
+	entry := s.apply("entry")
+	s.until(func() bool { return entry.times > 0 }, "it is not applied")
+	change := s.changeUntilFull()
+	s.pass(2 * time.Second)
+	require.Zero(t, change.times)
+	first, _ := s.node.lm.bounds()
+	require.LessOrEqual(t, first, m.index)
+	s.node.o.SnapshotMargin = 0
+	s.fs.SetCapacity(s.fs.Used() + 4<<10) // enough for the mark
+	snap := s.node.snap
+	snap.a.Post(snap.relieve)
+	s.pass(100 * time.Millisecond)
+	require.Zero(t, change.times)
+	cut, _ := s.node.lm.bounds()
+	assert.Greater(t, cut, first)
+	s.fs.SetCapacity(-1)
+	s.end()
+	assert.NoError(t, change.err)
+}
