@@ -36,6 +36,7 @@ type lentReader struct {
 	id     int64
 	host   *Host
 	base   logBase
+	to     *replicator
 	bytes  int64 // of all files; -1: not known
 	r      *snapdir.Reader
 	a      *actor.Actor[*rpc.Request]

@@ -603,7 +603,7 @@ func TestInstallsAreThrottled(t *testing.T) {
 // The files of a snapshot cannot be read by names that climb out of it, nor without its number; absurd reads are refused.
 func TestFileServiceRefusesWhatIsNotItsOwn(t *testing.T) {
 	c := compacted(t, 1, 0, NodeOptions{})
-	lent, err := c.nodes[0].snap.lend(nil)
+	lent, err := c.nodes[0].snap.lend(new(replicator))
 	require.NoError(t, err)
 	get := func(reader int64, name string, off, count int64) (code int32, text string, n int) {
 		done := make(chan struct{})

@@ -41,6 +41,7 @@ type replicator struct {
 	heard      atomic.Bool  // it has answered anything
 	braft      atomic.Bool  // its answers are not a graft node's
 	voteless   atomic.Bool  // it says that it does not vote freely yet
+	dropped    atomic.Bool  // stop was called
 	applied    atomic.Int64 // how far its state machine has come, as it said last
 	copied     copyNews     // how far the snapshot has come that it installs, as it said last
 	roundCalls atomic.Int32 // requests of read rounds without an answer
@@ -155,6 +156,7 @@ func (r *replicator) nudge() {
 }
 
 func (r *replicator) stop() {
+	r.dropped.Store(true)
 	r.a.Post(func() {
 		r.stopped = true
 		r.withdraw()

@@ -477,14 +477,14 @@ func (s *snapshotter) lend(to *replicator) (*lentReader, error) {
 		return nil, err
 	}
 	base, err := baseOf(r.Meta())
-	if err == nil && !s.borrow() {
+	if err == nil && !(s.reclaim(to) && s.borrow()) {
 		err = ErrShutdown
 	}
 	if err != nil {
 		_ = r.Close() // should it be to delete: the next Prune tries again
 		return nil, err
 	}
-	l := &lentReader{base: base, r: r, bytes: r.Info().Bytes}
+	l := &lentReader{base: base, to: to, r: r, bytes: r.Info().Bytes}
 	l.failed = func(err error) { s.a.Post(func() { s.suspect(base.index, err) }) }
 	l.ended = func() {
 		s.mu.Lock()
@@ -495,13 +495,27 @@ func (s *snapshotter) lend(to *replicator) (*lentReader, error) {
 	s.n.host.lend(l)
 	s.mu.Lock()
 	s.lent = append(s.lent, l)
-	stopped := s.stopped
+	late := s.stopped || to.dropped.Load()
 	s.mu.Unlock()
-	if stopped {
+	if late {
 		l.giveBack()
 		return nil, ErrShutdown
 	}
 	return l, nil
+}
+
+// reclaim takes back what an earlier replicator has lent to the same peer, which was dropped and does not know yet: nobody is served
+// twice at once. It reports false to such a one.
+func (s *snapshotter) reclaim(to *replicator) bool {
+	s.mu.Lock()
+	dropped, lent := to.dropped.Load(), slices.Clone(s.lent) // nothing is lent to a successor before
+	s.mu.Unlock()
+	for _, l := range lent {
+		if !dropped && l.to != to && l.to.peer == to.peer {
+			l.giveBack()
+		}
+	}
+	return !dropped
 }
 
 // borrow has the node not end before what is about to be lent was given back. It reports whether the node lives.

@@ -62,8 +62,9 @@ func TestFilesAreServedAsBraftDoes(t *testing.T) {
 	}
 	n, err := h.StartNode("Counter", NodeOptions{StateMachine: &recorder{snapshots: true, skipLoad: true}})
 	require.NoError(t, err)
+	to := new(replicator)
 	for _, id := range []int64{-34169774720612, -34169774720611} {
-		lent, err := n.snap.lend(nil)
+		lent, err := n.snap.lend(to)
 		require.NoError(t, err)
 		h.files.mu.Lock()
 		delete(h.files.readers, lent.id)

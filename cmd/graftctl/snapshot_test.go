@@ -184,6 +184,9 @@ func TestBackUpAndBeginAnew(t *testing.T) {
 			eventually(t, func() bool { return slices.Equal(n.words[a].list(), []string{"to", "be", "not"}) }, "not what was backed up")
 		}
 		assert.Equal(t, ids(first, second), n.conf())
+		for _, a := range n.first {
+			assert.Equal(t, got.Index+1, n.nodes[a].Status().FirstIndex, "the log goes on right behind the snapshot")
+		}
 		for _, a := range n.first { // and it can be started again
 			n.stop(a)
 		}

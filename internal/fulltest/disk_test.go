@@ -1,6 +1,7 @@
 package fulltest
 
 import (
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -49,6 +50,9 @@ func (d *disk) inject(op vfs.Op) error {
 	d.mu.Unlock()
 	if op.Kind != vfs.KindSync && op.Kind != vfs.KindSyncDir {
 		return nil
+	}
+	if strings.HasSuffix(op.Name, "/"+savedEntries) { // under a lock: no time passes in a bubble where somebody waits for one
+		return fail
 	}
 	if stuck != nil {
 		<-stuck

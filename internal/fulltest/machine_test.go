@@ -35,6 +35,11 @@ type machine struct {
 	meddleIn  string        // the callback in which meddler is called
 	meddler   func()
 	lastDone  int64 // index of the last proposal of this node that was settled
+
+	snapshots  bool          // it has some
+	shelf      chan struct{} // they wait for it to be closed; nil: they do not
+	shelfPause time.Duration // of each entry in them
+	saves      sync.WaitGroup
 }
 
 // enter notes that a call has begun; the result is called at its end, and panics if the test wants that.
@@ -237,10 +242,14 @@ func (m *machine) hold() {
 	}
 }
 
-// open lets entries go on.
+// open lets entries and snapshots go on.
 func (m *machine) open() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.shelf != nil {
+		close(m.shelf)
+		m.shelf = nil
+	}
 	if m.gate != nil {
 		close(m.gate)
 		m.gate = nil

@@ -33,7 +33,7 @@ type scene struct {
 // TestShutdown ends replicas in every state that they can be in, at random moments and in every way. Every
 // callback must run once, nothing may be left, and nothing that was acknowledged may be lost.
 func TestShutdown(t *testing.T) {
-	for _, s := range slices.Concat(electionScenes, leaderScenes, changeScenes, troubleScenes) {
+	for _, s := range slices.Concat(electionScenes, leaderScenes, changeScenes, troubleScenes, snapshotScenes) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			met, played := 0, 0
@@ -108,7 +108,7 @@ func (w *world) refusesAll(hosts []int) {
 	for _, i := range hosts {
 		n := w.node(i)
 		calls := []*call{
-			w.propose(i), w.read(i), w.change(i, i), w.transfer(i, (i+1)%w.members), w.cancel(i),
+			w.propose(i), w.read(i), w.change(i, i), w.transfer(i, (i+1)%w.members), w.cancel(i), w.save(i),
 			w.blocking("reset after the end", ofReset, func() error { return n.ResetPeers(w.conf(i)) }),
 		}
 		w.await(0, calls...)

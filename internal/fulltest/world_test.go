@@ -198,7 +198,7 @@ func (w *world) options(i int) graft.HostOptions {
 func (h *host) newMachine() *machine {
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
-	h.fsm = &machine{who: fmt.Sprintf("host %d, life %d", h.i, len(h.all))}
+	h.fsm = &machine{who: fmt.Sprintf("host %d, life %d", h.i, len(h.all)), snapshots: h.w.opts.SnapshotMargin < 0}
 	h.all = append(h.all, h.fsm)
 	return h.fsm
 }
@@ -585,6 +585,9 @@ func (w *world) closeAll() {
 	w.await(time.Minute, closing...)
 	for _, h := range w.hosts {
 		h.host, h.closing = nil, nil
+		for _, m := range h.all {
+			m.saves.Wait() // its own business
+		}
 	}
 	w.checkEnd()
 }
