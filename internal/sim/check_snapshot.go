@@ -74,7 +74,10 @@ func (k *checker) heldBack(m *machine, old graft.SimState) {
 	if !k.c.o.Snap.Durable {
 		return
 	}
-	if st.Applied > old.Applied && st.Applied > max(st.Durable, st.Installing, old.Durable) {
+	if st.Role != graft.RoleShutdown {
+		m.loads = st.Installing
+	}
+	if st.Applied > old.Applied && st.Applied > max(st.Durable, m.loads, old.Durable) {
 		k.c.fail("I17 disk honesty: machine %d: a durable state machine was given %d, durable is %d", m.index, st.Applied, st.Durable)
 	}
 	if st.Commit > st.Durable && old.Commit <= old.Durable {

@@ -46,6 +46,7 @@ type machine struct {
 	claim  *entryInfo   // the last entry that it called durable before it died
 	said   spoken
 	cutAt  time.Time // when it last cut its log
+	loads  int64     // the snapshot that is brought here; at the end of its process also one that it still loads
 	unsure bool      // it cut its log while entries were on their way to its disk, and not all that it has got since is durable
 	writes int       // calls of this process that are not answered
 	reads  int
