@@ -140,7 +140,7 @@ func (c Code) Temporary() bool {
 	return false
 }
 
-// Error is every error that this package makes. Fields that are zero are unknown
+// Error is every error that nodes and hosts make; what parses or validates a value makes plain ones. Fields that are zero are unknown
 // or do not apply. Read it with errors.As, and compare codes with errors.Is.
 type Error struct {
 	Code  Code

@@ -283,7 +283,7 @@ func (h *Host) remove(n *Node) {
 }
 
 // StopNode shuts this host's replicas of a group down and waits for their end, or for ctx's.
-// What they stored stays.
+// What they stored stays. A StateMachine's method or a callback must not call it: the end waits for those; Node.Shutdown does not.
 func (h *Host) StopNode(ctx context.Context, group string) error {
 	h.mu.RLock()
 	nodes := h.nodes[group]
@@ -300,7 +300,7 @@ func (h *Host) StopNode(ctx context.Context, group string) error {
 }
 
 // Close shuts all nodes down, closes all connections and then the log. It waits for the end of
-// everything, also when called again.
+// everything, also when called again. A StateMachine's method or a callback must not call it, since it waits for those.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	first := !h.closing

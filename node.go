@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -462,8 +463,11 @@ func (n *Node) Apply(t Task) { n.proposals.add(t) }
 
 // Propose proposes an entry and waits until it is applied here; result is what the
 // state machine returned. If ctx ends first the error is ErrUnknownOutcome wrapping
-// ctx.Err(): nothing is cancelled.
+// ctx.Err(): nothing is cancelled. data is the caller's again when Propose returns.
 func (n *Node) Propose(ctx context.Context, data []byte) (result any, err error) {
+	if ctx.Done() != nil { // it may return before data was taken
+		data = bytes.Clone(data)
+	}
 	w := n.waiters.Get().(*waiter)
 	n.Apply(Task{Data: data, Done: w.done})
 	select {

@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"context"
 	"runtime/debug"
 	"sync/atomic"
 	"testing"
@@ -114,4 +115,23 @@ func TestANodeWaitsForItsCallbacksToEnd(t *testing.T) {
 	c.never(50*ms, func() bool { return len(ended) > 0 }, "it has ended while it calls somebody back")
 	held.release()
 	require.NoError(t, receive(t, ended))
+}
+
+// What was given to Propose is its caller's again when that returns, also if it returns before the node has looked at it: whoever uses
+// the memory again changes no entry.
+func TestWhoseTimeIsUpMayChangeWhatWasProposed(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{})
+	c.startLed()
+	n, busy, held := c.nodes[0], make(chan struct{}), make(chan struct{})
+	n.post(func() { close(busy); <-held })
+	receive(t, busy)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	data := []byte("before")
+	_, err := n.Propose(ctx, data)
+	assert.ErrorIs(t, err, ErrUnknownOutcome)
+	copy(data, "after!")
+	close(held)
+	c.propose("next")
+	assert.Equal(t, []string{"before", "next"}, c.sameData(0))
 }

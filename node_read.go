@@ -74,7 +74,8 @@ func (q *readQueue) close(err error) []read {
 // ReadIndex returns an index that makes a read linearizable, on any replica: whatever was
 // acknowledged before the call is at or below it, and it is applied here when ReadIndex
 // returns. It costs a round of messages, which concurrent calls share (Raft thesis §6.4).
-// On a follower it asks the leader.
+// On a follower it asks the leader. If ctx ends first the error is ErrTimeout wrapping ctx.Err(); others are ErrNotLeader,
+// ErrUnreachable, ErrOverloaded and ErrShutdown. A read changes nothing, so each may be tried again.
 func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
 	w := n.readers.Get().(*readWaiter)
 	n.readIndex(read{done: w.done, harmless: true})

@@ -38,7 +38,8 @@ type LeaderChange struct {
 // snapshot). A
 // method may block: that delays this node's later entries and nothing else. It may
 // call Node.Apply and the other methods that take a callback; it must not wait for
-// the node it belongs to: no Propose, no ReadIndex, no Join. No call follows
+// the node it belongs to: no Propose, no ReadIndex, no Join, no Host.StopNode or
+// Host.Close. No call follows
 // OnShutdown. A panic in a method is reported to OnError and stops the node, not the process.
 // Embed BaseStateMachine to implement only what is needed.
 type StateMachine interface {

@@ -107,12 +107,12 @@ type SnapshotStatus struct {
 	Bytes       int64 // its size; -1: unknown
 
 	State       SnapshotState
-	NextIndex   int64  // of the one being saved, about, or being installed
-	From        string // the address it is copied from
-	Done, Total int64  // bytes of the copy; a Total of -1 is unknown
-	Resumed     int64  // how many of Done were not copied again: an earlier attempt, of this run or one before, had left them
-	Rate        float64
-	Err         error // why the latest one was not saved or installed
+	NextIndex   int64   // of the one being saved, about, or being installed
+	From        string  // the address it is copied from
+	Done, Total int64   // bytes of the copy; a Total of -1 is unknown
+	Resumed     int64   // how many of Done were not copied again: an earlier attempt, of this run or one before, had left them
+	Rate        float64 // bytes per second, of late
+	Err         error   // why the latest one was not saved or installed
 }
 
 // ChangeStatus describes a change of the configuration under way.
