@@ -133,7 +133,7 @@ func TestAddAndRemove(t *testing.T) {
 
 	strictly(t, c.ctl("remove", "--json", second).ok(), &got)
 	assert.True(t, got.Changed)
-	assert.Equal(t, ids(first), got.Leader)
+	assert.Contains(t, list(first, second), got.Leader) // on a busy machine it may have changed, and the leader may remove itself
 	assert.Equal(t, list(first, second), got.Old)
 	assert.Equal(t, list(first), got.New)
 	assert.Equal(t, ids(first), c.conf())

@@ -22,7 +22,7 @@ import (
 
 func (a *app) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "snapshot", Short: "Save, list, verify, export and import snapshots", Args: cobra.NoArgs,
+		Use: "snapshot", Short: "Save, list, verify, export and import snapshots", Args: cobra.ArbitraryArgs,
 		Long: "Snapshots take the place of the log that they include. save has running servers save one. The other commands work on the\n" +
 			"data directory of a server that does not run. A backup that export has made is a directory; import makes of it the data\n" +
 			"directory of a member of a new group.",
@@ -30,6 +30,12 @@ func (a *app) snapshotCommand() *cobra.Command {
 			"  graftctl snapshot list /var/lib/kv\n" +
 			"  graftctl snapshot export /var/lib/kv /backup/kv-monday\n" +
 			"  graftctl --group kv snapshot import /backup/kv-monday /var/lib/kv --as 10.0.1.1:8001 --members 10.0.1.1:8001,10.0.1.2:8001",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage(cmd.CommandPath(), "say what to do with snapshots: save, list, verify, export or import")
+			}
+			return usage(cmd.CommandPath(), "unknown command %q, want save, list, verify, export or import", args[0])
+		},
 	}
 	cmd.AddCommand(a.saveCommand(), a.listCommand(), a.verifyCommand(), a.exportCommand(), a.importCommand())
 	return cmd

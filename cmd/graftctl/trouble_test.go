@@ -43,6 +43,8 @@ func TestUsage(t *testing.T) {
 		{"depose", `unknown command "depose" for "graftctl"`},
 		{"leader now", `unknown command "now" for "graftctl leader"`},
 		{"learner", "say what to do with the learner: add, remove or promote"},
+		{"snapshot", `say what to do with snapshots`},
+		{"snapshot sav 127.0.0.1:1", `unknown command "sav", want save, list`},
 		{"learner expel", `unknown command "expel", want add, remove or promote`},
 		{"add", "accepts 1 arg(s), received 0"},
 		{"add 127.0.0.1", `peer "127.0.0.1": no port`},

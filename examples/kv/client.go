@@ -74,8 +74,13 @@ func (c *client) doMany(timeout time.Duration, commands ...[]string) ([]any, err
 	return answers, nil
 }
 
-// read reads one answer of the protocol's version 2.
-func (c *client) read() (any, error) {
+// maxDepth is how deep lists may lie in lists. No command's answer comes near.
+const maxDepth = 8
+
+// read reads one answer of the protocol's version 2. Whoever answers may be anybody: nothing is believed of sizes.
+func (c *client) read() (any, error) { return c.readAt(0) }
+
+func (c *client) readAt(depth int) (any, error) {
 	line, err := c.rd.ReadString('\n')
 	if err != nil {
 		return nil, err
@@ -99,6 +104,8 @@ func (c *client) read() (any, error) {
 		return n, nil
 	case n < 0:
 		return nil, nil
+	case line[0] == '$' && n > maxRequest, line[0] == '*' && (n > maxArgs || depth == maxDepth):
+		return nil, fmt.Errorf("answer %q is too large", line)
 	case line[0] == '$':
 		b := make([]byte, n+2)
 		if _, err := io.ReadFull(c.rd, b); err != nil {
@@ -106,9 +113,9 @@ func (c *client) read() (any, error) {
 		}
 		return string(b[:n]), nil
 	case line[0] == '*':
-		list := make([]any, 0, n)
+		list := make([]any, 0, min(n, 1024))
 		for range n {
-			v, err := c.read()
+			v, err := c.readAt(depth + 1)
 			if err != nil {
 				return nil, err
 			}

@@ -31,13 +31,19 @@ func readGet(args [][]byte) (query, *reply) {
 	}, nil
 }
 
+// maxReply is how many bytes of values one answer may have: it is made in one piece.
+const maxReply = 64 << 20
+
 // readMGet is MGET key [key …].
 func readMGet(args [][]byte) (query, *reply) {
 	keys := cloneAll(args[1:])
 	return func(k *keyspace) *reply {
-		values := make([][]byte, len(keys))
+		values, size := make([][]byte, len(keys)), 0
 		for i, key := range keys {
 			if value, ok := k.get(key); ok {
+				if size += len(value); size > maxReply {
+					return replyTooMuch
+				}
 				values[i] = value[:len(value):len(value)]
 				if value == nil {
 					values[i] = []byte{}
@@ -80,6 +86,8 @@ func readDBSize([][]byte) (query, *reply) {
 const (
 	scanDefault = 10
 	scanMax     = 100_000
+	// maxPattern bounds MATCH: a set that is long is looked through for each byte of each key.
+	maxPattern = 1024
 )
 
 // readScan is SCAN cursor [MATCH pattern] [COUNT n] [TYPE name].
@@ -96,7 +104,9 @@ func readScan(args [][]byte) (query, *reply) {
 		value := string(args[i+1])
 		switch strings.ToUpper(string(args[i])) {
 		case "MATCH":
-			pattern = value
+			if pattern = value; len(pattern) > maxPattern {
+				return nil, replyPattern
+			}
 		case "COUNT":
 			var ok bool
 			if count, ok = parseInt(args[i+1]); !ok {

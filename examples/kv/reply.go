@@ -39,6 +39,8 @@ var (
 	replyNotInt    = errorReply("ERR value is not an integer or out of range")
 	replyOverflow  = errorReply("ERR increment or decrement would overflow")
 	replyTooLong   = errorReply("ERR string exceeds maximum allowed size (16 MiB)")
+	replyTooMuch   = errorReply("ERR the values together exceed 64 MiB; ask for fewer keys at a time")
+	replyPattern   = errorReply("ERR pattern exceeds 1024 bytes")
 	replyKeyLong   = errorReply("ERR key exceeds maximum allowed size (64 KiB)")
 	replySyntax    = errorReply("ERR syntax error")
 	replyBadCursor = errorReply("ERR invalid cursor")
