@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -13,11 +14,10 @@ import (
 
 // keepBusy has hosts count as busy, or as idle, whatever they write.
 func (c *cluster) keepBusy(busy ...bool) rule {
+	hosts := slices.Clone(c.hosts[:len(busy)]) // those that run now: the rule is followed until all are closed
 	return func(*message) fate {
 		for i, b := range busy {
-			if h := c.hosts[i]; h != nil {
-				h.appearBusy(b)
-			}
+			hosts[i].appearBusy(b)
 		}
 		return fate{}
 	}

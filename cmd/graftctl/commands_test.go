@@ -95,7 +95,12 @@ func TestStatusWithoutLeader(t *testing.T) {
 	assert.Equal(t, 2, strings.Count(text, "connection refused"))
 	assert.Contains(t, text, ids(rest))
 
-	said := ctl(t, rest, "leader", "--timeout", "300ms").fails()
+	var e *execution
+	eventually(t, func() bool {
+		e = ctl(t, rest, "leader", "--timeout", "300ms")
+		return e.wait() != 0
+	}, "the last one has heard of a leader, and does not forget it")
+	said := e.fails()
 	assert.Contains(t, said, "group g has no leader that can be reached")
 	assert.Contains(t, said, rest+": Unknown leader")
 	assert.Contains(t, said, "A majority of its voters must run")

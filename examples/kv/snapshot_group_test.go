@@ -171,6 +171,7 @@ func TestBgsaveAndLastsave(t *testing.T) {
 	before := time.Now().Unix()
 	st := g.bgsave(0)
 	assert.GreaterOrEqual(t, lastsave(), before)
+	waitFor(t, "the log is cut", func() bool { return r.node.Status().FirstIndex == st.Index+1 })
 	info = parseInfo(strings.TrimPrefix(c.do("info"), "$"))
 	assert.Equal(t, strconv.FormatInt(st.Index, 10), info["raft_snapshot_index"])
 	assert.Equal(t, strconv.FormatInt(st.Bytes, 10), info["raft_snapshot_bytes"])
