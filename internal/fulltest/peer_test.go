@@ -60,8 +60,9 @@ func TestReconnectBackOff(t *testing.T) {
 		mode        dialMode
 		least, most int // attempts a minute
 	}{
-		{dialRefused, 4 * 60, 8 * 60},         // 125 to 250 ms apart, once there is a call
-		{dialHangs, 60 * 2 / 3, 60 * 10 / 11}, // each hangs for a second first
+		// 125 to 250 ms apart, and until the next call, of which there is one every 100 ms.
+		{dialRefused, 60 * 1000 / 350, 60 * 1000 / 125},
+		{dialHangs, 60 * 1000 / 1350, 60 * 1000 / 1125}, // each hangs for a second first
 	} {
 		t.Run(fmt.Sprint("mode ", test.mode), func(t *testing.T) {
 			seeds(t, 1, func(t *testing.T, seed uint64) {
