@@ -3,6 +3,7 @@ package sim
 import (
 	"encoding/binary"
 	"math/bits"
+	"sort"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -48,6 +49,7 @@ type entryInfo struct {
 	typ         entry.Type
 	on          set       // machines that had it on their disks
 	conf        *confInfo // in force where it stands
+	settledIn   int64     // term of the leader that committed it first, 0 while nobody has
 }
 
 // termInfo is what is known of a term.
@@ -294,6 +296,7 @@ func (k *checker) commit(m *machine, old graft.SimState) {
 	k.committed = append(k.committed, m.log[before:n]...)
 	k.c.Count.Commits++
 	for _, e := range k.committed[before:] {
+		e.settledIn = m.st.Term
 		if e.typ == entry.Configuration {
 			k.confCommitted(e.conf)
 		}
@@ -326,9 +329,15 @@ func (k *checker) role(m *machine, old graft.SimState) {
 	k.c.clients.duel()
 	k.c.awake(m)
 	k.elected(m, t)
-	if n := int64(len(k.committed)); n > 0 && (st.Last < n || m.log[n-1] != k.committed[n-1]) {
+	if n := k.settledBefore(st.Term); n > 0 && (st.Last < n || m.log[n-1] != k.committed[n-1]) {
 		k.c.fail("I5 leader completeness: machine %d leads term %d without what was committed up to %d", m.index, st.Term, n)
 	}
+}
+
+// settledBefore is the last index that leaders of earlier terms committed, which is what the leader of a term must
+// have: votes that come late may elect one when a later term has committed more already.
+func (k *checker) settledBefore(term int64) int64 {
+	return int64(sort.Search(len(k.committed), func(i int) bool { return k.committed[i].settledIn >= term }))
 }
 
 // failed judges a node's failure.
