@@ -68,6 +68,11 @@ func (s *Scenario) Leads(i int) bool {
 	return s.c.machines[i].up && s.c.machines[i].st.Role == graft.RoleLeader
 }
 
+// Campaigns reports whether a machine asks for votes.
+func (s *Scenario) Campaigns(i int) bool {
+	return s.c.machines[i].up && s.c.machines[i].st.Role == graft.RoleCandidate
+}
+
 // Term is the term that a machine is in.
 func (s *Scenario) Term(i int) int64 {
 	if i < 0 {

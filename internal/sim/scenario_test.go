@@ -320,3 +320,34 @@ func TestQuiet(t *testing.T) {
 		})
 	}
 }
+
+// Votes that are heard late elect a leader of a term that is over, behind the back of a later one that may have
+// committed more already. That is no fault: it can commit nothing, and the group goes on with the later one.
+func TestLateVotesElectALeaderOfAnOlderTerm(t *testing.T) {
+	elected := 0
+	someSeeds(t, 60, 3, func(s *Scenario) {
+		b := s.Leader()
+		a, c := s.Others(b)[0], s.Others(b)[1]
+		s.Isolate(b)
+		s.Cut(a, c)
+		s.Cut(c, a)
+		s.Run(3 * time.Second)
+		s.Connect([2]int{b, c})
+		s.Until(10*time.Second, func() bool { return s.Campaigns(c) || s.Campaigns(b) })
+		s.Connect([2]int{a, b}) // nobody hears that
+		s.Until(2*time.Second, func() bool { return s.Campaigns(a) })
+		s.SlowLink(b, a, 900*time.Millisecond)
+		s.Run(20 * time.Millisecond)
+		s.Connect([2]int{a, b}, [2]int{b, c})
+		if _, ok := s.Until(2*time.Second, func() bool { return s.Leads(a) && s.Leader() != a }); ok {
+			elected++
+		}
+		s.SlowLink(b, a, 0)
+		s.Mend()
+		s.Works(5 * time.Second)
+	})
+	t.Logf("elected late: %d", elected)
+	if elected == 0 {
+		t.Error("no vote came late enough")
+	}
+}
