@@ -41,8 +41,8 @@ const (
 	ErrLeaderConflict Code = 10012 // ELEADERCONFLICT: two leaders claim one term
 	ErrTransferring   Code = 10013 // ETRANSFERLEADERSHIP: leadership is being handed over
 	ErrCompacted      Code = 10014 // ELOGDELETED: the entry is no longer in the log
-	ErrNoMoreEntries  Code = 10015 // ENOMOREUSERLOG: no user entry follows
-	ErrReadonly       Code = 10016 // EREADONLY: the node or a majority takes no proposals
+	ErrNoMoreEntries  Code = 10015 // ENOMOREUSERLOG: no user entry follows; braft's number, not returned by graft yet
+	ErrReadonly       Code = 10016 // EREADONLY: the node or a majority takes no proposals; braft's number, not returned by graft yet
 
 	ErrUnknownOutcome Code = 20001 // it may have happened, or may yet happen
 	ErrOverloaded     Code = 20002 // too much is pending; retry later

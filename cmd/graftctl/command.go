@@ -38,6 +38,8 @@ type app struct {
 
 // run runs the command and returns its exit status.
 func run(ctx context.Context, args []string, c console) int {
+	out := &noted{w: c.out}
+	c.out = out
 	a := &app{console: c}
 	root := a.command()
 	root.SetArgs(args)
@@ -45,15 +47,17 @@ func run(ctx context.Context, args []string, c console) int {
 	root.SetOut(c.out)
 	root.SetErr(c.err)
 	cmd, err := root.ExecuteContextC(ctx)
-	if err == nil {
+	if err == nil && out.err == nil {
 		return 0
 	}
 	var f *failure
-	if !errors.As(err, &f) { // cobra's, about flags and arguments
+	if out.err != nil {
+		f = unsaid(out.err)
+	} else if !errors.As(err, &f) { // cobra's, about flags and arguments
 		f = usage(cmd.CommandPath(), "%v", err)
 	}
 	// Where the flags could not be read, it is the arguments that tell.
-	a.report(f, a.json || slices.Contains(args, "--json"))
+	a.report(f, out.err == nil && (a.json || slices.Contains(args, "--json")))
 	return 1
 }
 
@@ -153,7 +157,7 @@ func (a *app) check(cmd *cobra.Command) error {
 // report prints why the command failed.
 func (a *app) report(f *failure, asJSON bool) {
 	if asJSON {
-		// There is nobody left to tell that standard output is broken.
+		// There is nobody left to tell if standard output breaks now.
 		_ = json.NewEncoder(a.out).Encode(map[string]*failure{"error": f})
 		return
 	}

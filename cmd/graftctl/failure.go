@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -28,6 +29,27 @@ const (
 )
 
 func (f *failure) Error() string { return f.Message }
+
+// noted writes to w and remembers the first error, for who prints without looking.
+type noted struct {
+	w   io.Writer
+	err error
+}
+
+func (n *noted) Write(b []byte) (int, error) {
+	k, err := n.w.Write(b)
+	if n.err == nil {
+		n.err = err
+	}
+	return k, err
+}
+
+// unsaid is what becomes of a command whose result could not be written: who reads it must not take half of it, or
+// nothing, for all.
+func unsaid(err error) *failure {
+	return &failure{Message: fmt.Sprintf("cannot write to standard output: %v", err),
+		Hint: "What was asked for may be done; the status command shows how things are."}
+}
 
 func usage(path, format string, args ...any) *failure {
 	return &failure{Message: fmt.Sprintf(format, args...), Hint: "See " + path + " --help."}
