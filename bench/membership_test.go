@@ -158,12 +158,18 @@ func BenchmarkTransfer(b *testing.B) {
 	for range b.N {
 		to := (i + 1) % 3
 		for c.nodes[i].TransferLeadership(c.nodes[to].PeerID()) != nil {
-			c.settle() // it has not heard of that follower yet
+			c.settle() // it has not heard of that follower yet, or it leads no more
+			i = c.leader()
+			to = (i + 1) % 3
 		}
 		start := time.Now()
 		for {
-			if _, err := c.nodes[to].Propose(context.Background(), []byte("x")); err == nil {
+			_, err := c.nodes[to].Propose(context.Background(), []byte("x"))
+			if err == nil {
 				break
+			}
+			if time.Since(start) > time.Minute {
+				b.Fatalf("leadership was not taken over: %v", err)
 			}
 		}
 		lat.add(time.Since(start))

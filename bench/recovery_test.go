@@ -60,8 +60,12 @@ func BenchmarkReopen(b *testing.B) {
 		c.stop(i)
 		b.StartTimer()
 		c.start(i)
+		start := time.Now()
 		for c.fsms[i].entries.Load() < entries {
 			if _, err := c.nodes[i].ReadIndex(context.Background()); err != nil {
+				if time.Since(start) > time.Minute {
+					b.Fatalf("the replica does not come back: %v", err)
+				}
 				<-time.After(100 * time.Microsecond) // no leader is known yet, and nothing tells when
 			}
 		}
