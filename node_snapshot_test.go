@@ -341,13 +341,19 @@ func TestWithoutSnapshotsNobodyIsAskedAgain(t *testing.T) {
 // cutting its log has left it.
 func (c *cluster) leftSnapshot(i int, base logBase, group uint64) {
 	c.t.Helper()
+	c.leftSnapshotOf(i, i, base, group)
+}
+
+// leftSnapshotOf does the same with what another host has applied, as an install leaves it that was not loaded any more.
+func (c *cluster) leftSnapshotOf(i, of int, base logBase, group uint64) {
+	c.t.Helper()
 	store, err := snapdir.Open(c.disks[i], c.snapshotDir(i), snapdir.Options{})
 	require.NoError(c.t, err)
 	w, err := store.NewWriter()
 	require.NoError(c.t, err)
 	f, err := w.Create("entries")
 	require.NoError(c.t, err)
-	require.NoError(c.t, errors.Join(json.NewEncoder(f).Encode(c.fsms[i].applied()), f.Close()))
+	require.NoError(c.t, errors.Join(json.NewEncoder(f).Encode(c.fsms[of].applied()), f.Close()))
 	r, err := w.Commit(base.message(), group)
 	require.NoError(c.t, err)
 	require.NoError(c.t, r.Close())

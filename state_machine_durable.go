@@ -73,7 +73,7 @@ func (n *Node) resume(store *snapdir.Store, r wal.Recovered) (logBase, error) {
 		return n.restoreSnapshot(store, r)
 	}
 	s := n.snap
-	snap, base, _, err := s.choose(store, r, max(held, r.Last)) // what an install has left
+	snap, base, _, err := s.choose(store, r, s.replayable(store, r, held)) // what an install has left
 	if err != nil {
 		return logBase{}, err
 	}
@@ -110,6 +110,23 @@ func (n *Node) resume(store *snapdir.Store, r wal.Recovered) (logBase, error) {
 	}
 	bad = append(bad, fmt.Errorf("the state machine holds what was applied up to %d", held))
 	return logBase{}, s.needsNone(r, bad)
+}
+
+// replayable is the index of the newest snapshot that the log leads to from what the state machine holds, or what that is. A
+// snapshot of a later index is of an install: it was committed, and the log, be it longer, does not have it.
+func (s *snapshotter) replayable(store *snapdir.Store, r wal.Recovered, held int64) int64 {
+	if store == nil {
+		return held
+	}
+	for _, info := range store.List() { // the newest first
+		if info.Index <= held {
+			break
+		}
+		if base, err := baseOf(info.Meta); info.Damage == nil && err == nil && holdsIn(r, base) {
+			return info.Index
+		}
+	}
+	return held
 }
 
 // startPoints lists from where the log goes on to what the state machine holds, the newest first. Snapshots are not

@@ -320,6 +320,42 @@ func TestADurableStateMachineThatIsBehindIsRefused(t *testing.T) {
 	}
 }
 
+// An install that ended before the state machine had loaded the snapshot is made up for at the start, also where the log is
+// longer than that: what it holds there is not what was committed. Else the snapshot would be in the way of each further
+// install, and the replica out of date until the leader saved another one.
+func TestAnInterruptedInstallIsLoadedIntoADurableStateMachine(t *testing.T) {
+	g := newDurableGroup(t, 3, 3, NodeOptions{})
+	g.startLed()
+	g.proposeMany("a", 5)
+	g.sameData(0, 1, 2)
+	g.stop(1)
+	g.stop(2)
+	for range 40 { // which nobody else will ever have
+		g.nodes[0].Apply(Task{Data: []byte("x")})
+	}
+	g.eventually(func() bool { return g.nodes[0].lm.durableIndex() > 40 }, "they are not in its log")
+	g.stopNode(0)
+	g.start(1)
+	g.start(2)
+	g.eventually(func() bool { return g.leader() > 0 }, "the others have no leader")
+	lead := g.leader()
+	g.proposeMany("b", 10)
+	g.saveAndCut(1)
+	g.saveAndCut(2)
+	n := g.nodes[lead]
+	base := n.fsm.position()
+	require.Less(t, base.index, int64(40))
+	g.leftSnapshotOf(0, lead, base, n.groupIDNow.Load())
+	require.NoError(t, g.again(0))
+	assert.Equal(t, []int64{base.index}, g.fsms[0].loaded())
+	g.proposeMany("c", 3)
+	assert.Len(t, g.sameData(0, 1, 2), 18)
+	g.stopNode(0)
+	require.NoError(t, g.again(0))
+	assert.Empty(t, g.fsms[0].loaded(), "the log goes on from what the state machine holds")
+	assert.Len(t, g.sameData(0, 1, 2), 18)
+}
+
 // A state machine that has applied what the log lacks is refused: the log was lost, or is from a backup. Else what
 // comes to stand there would be taken for applied.
 func TestADurableStateMachineAheadOfTheLogIsRefused(t *testing.T) {
