@@ -2,6 +2,7 @@ package graft
 
 import (
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,4 +91,43 @@ func TestAnOldInstallRequestIsAnsweredAtTheEnd(t *testing.T) {
 	close(held)
 	receive(t, done)
 	assert.Equal(t, int32(ErrInvalid), receive(t, answered))
+}
+
+// What was copied of a snapshot for which the disk has no space does not keep the disk full: the logs of all groups need it. The copy
+// begins anew when there may be space, not at once.
+func TestACopyDoesNotKeepTheDiskFull(t *testing.T) {
+	c := compacted(t, 2, 12<<20, NodeOptions{ElectionTimeout: 2 * time.Second, CatchupTimeout: 20 * time.Second})
+	disk := c.disks[1]
+	before := disk.Used()
+	disk.SetCapacity(before + 5<<20)
+	add := c.add(0, 1)
+	s := c.status(1, func(s Status) bool { return s.Snapshot.Err != nil }, "there is space for it")
+	assert.ErrorIs(t, s.Snapshot.Err, ErrNoSpace)
+	assert.Equal(t, SnapshotIdle, s.Snapshot.State)
+	assert.Less(t, disk.Used(), before+1<<20, "the copy holds the space")
+	var reads atomic.Int32
+	c.net.set(counting(methodGetFile, &reads))
+	c.eventually(func() bool { return reads.Load() > 0 }, "it is not tried again")
+	disk.SetCapacity(-1)
+	require.NoError(t, add.wait())
+	assert.Len(t, c.sameData(0, 1), 10)
+}
+
+// The leader is told why nothing is copied while that would be for nothing.
+func TestNoCopyBeginsOnADiskThatWasFullJustNow(t *testing.T) {
+	b := newInstallBed(t)
+	s := b.nodes[0].snap
+	full := func(d time.Duration) {
+		done := make(chan struct{})
+		s.a.Post(func() { s.fullTill = s.n.host.env.Exec.Now().Add(d); close(done) })
+		receive(t, done)
+	}
+	full(time.Hour)
+	rep := receive(t, b.install(3, 100))
+	assert.Equal(t, int32(ErrNoSpace), rep.Code)
+	assert.Contains(t, rep.Text, "disk was full")
+	full(-time.Second)
+	b.serve(braftFiles(t, 100, []string{b.leads.String(), b.cluster.peer(0).String()}, map[string]string{"entries": `["x"]`}, "entries"))
+	rep = receive(t, b.install(3, 100))
+	assert.Zero(t, rep.Code, rep.Text)
 }

@@ -238,6 +238,8 @@ func (r *replicator) installFailed(rep rpc.Reply) {
 	r.attemptOver()
 	switch code := Code(rep.Code); {
 	case rep.Err != nil: // what it has copied is of use, and it may be copying still
+	case code == ErrNoSpace: // another one would need it as well
+		r.block(busyDelay)
 	case code == ErrBusy, code == codeInterrupted:
 		r.block(busyDelay)
 		if w := r.watched; w != nil { // it is at something

@@ -72,8 +72,10 @@ type snapshotter struct {
 	cutAsk bool      // a durable state machine is asked how far the log may be cut
 	begun  int64     // index of the latest install that may have left something to resume
 	saveAt time.Time // when to save one unasked; zero: never
-	failed bool      // the node has
-	ended  bool
+	// The disk had no space for the latest copy; until then none begins.
+	fullTill time.Time
+	failed   bool // the node has
+	ended    bool
 	// The snapshot that was suspected last, and so was read once more, and until when that is not done again.
 	suspected int64
 	suspectAt time.Time
@@ -322,6 +324,7 @@ func (s *snapshotter) saved(sv *snapshotSave, base logBase, err error) {
 	s.show(func(v *SnapshotStatus) { v.State, v.NextIndex = SnapshotIdle, 0 })
 	if err != nil {
 		err = s.note(s.errorOf(opSaveSnapshot, base.index, err))
+		s.makeRoom(err)
 	} else {
 		s.unasked(base.index)
 		if s.n.durable != nil {
@@ -353,11 +356,27 @@ func (s *snapshotter) publish(w *snapdir.Writer, base logBase) error {
 	}
 	s.took(base, info)
 	if base.index >= s.begun { // nobody will ever resume it
-		if err := s.opened().RemoveCopy(); err != nil {
-			s.log.Warn("what an interrupted install has left could not be deleted", zap.Error(err))
-		}
+		s.removeCopy()
 	}
 	return nil
+}
+
+// removeCopy deletes what an interrupted install has left.
+func (s *snapshotter) removeCopy() {
+	store := s.opened()
+	if store == nil {
+		return
+	}
+	if err := store.RemoveCopy(); err != nil {
+		s.log.Warn("what an interrupted install has left could not be deleted", zap.Error(err))
+	}
+}
+
+// makeRoom deletes what was copied of a snapshot if the disk has no space: the logs of all groups need it more.
+func (s *snapshotter) makeRoom(err error) {
+	if ErrorCode(err) == ErrNoSpace {
+		s.removeCopy()
+	}
 }
 
 // took takes note of a new snapshot that can be relied on.

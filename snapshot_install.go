@@ -20,6 +20,9 @@ const (
 	codeInterrupted = 4 // EINTR: a repeated request has taken the place of this one
 )
 
+// maxFullPause is how long at most no copy begins after one for which the disk had no space.
+const maxFullPause = time.Minute
+
 // install is a snapshot of the leader's that is being brought here: copied, then loaded. braft: DownloadingSnapshot.
 //
 // Ownership: the snapshotter's actor.
@@ -126,6 +129,10 @@ func (s *snapshotter) begin(in *install) {
 		in.req.Fail(int32(ErrInvalid), "Fail to copy from , "+clip(in.uri))
 		return
 	}
+	if wait := s.fullTill.Sub(s.now); wait > 0 {
+		in.req.Fail(int32(ErrNoSpace), fmt.Sprintf("Fail to install snapshot: the disk was full just now, the next attempt may be in %v", wait.Round(time.Second)))
+		return
+	}
 	if !s.n.host.receives.enter() {
 		in.req.Fail(int32(ErrBusy), "Fail to install snapshot: too many are under way")
 		return
@@ -170,7 +177,8 @@ func (s *snapshotter) termChanged() {
 	}
 }
 
-// giveUp ends the install, and tells who waits for it. What was copied is kept for the next one.
+// giveUp ends the install, and tells who waits for it. What was copied is kept for the next one, unless the disk is full of it. Then
+// that one comes after as long as this one has taken: at most half of the time is spent in vain.
 func (s *snapshotter) giveUp(in *install, err error) {
 	s.over(in)
 	if in.copy != nil {
@@ -186,7 +194,12 @@ func (s *snapshotter) giveUp(in *install, err error) {
 	s.copying = nil
 	s.view.State, s.view.NextIndex, s.view.From, s.view.Resumed, s.view.Rate = SnapshotIdle, 0, "", 0, 0
 	s.mu.Unlock()
+	s.makeRoom(err)
 	code := ErrorCode(err)
+	if code == ErrNoSpace {
+		now := s.n.host.env.Exec.Now()
+		s.fullTill = now.Add(min(max(now.Sub(in.began), copyPause), maxFullPause))
+	}
 	if code != ErrShutdown && code != ErrNewLeader {
 		s.log.Warn("a snapshot could not be installed", zap.Int64("index", in.base.index), zap.Error(err))
 		s.note(err)
