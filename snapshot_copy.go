@@ -32,6 +32,8 @@ const (
 	copyPause    = time.Second
 	copyTimeout  = 10 * time.Second
 	copyPatience = 2 * time.Second
+	// manifestTimeout is how long the manifest may take in the end, if it does not come sooner.
+	manifestTimeout = time.Minute
 	// manifestCount is what braft asks for when it wants the whole manifest.
 	manifestCount = math.MaxUint32
 )
@@ -196,7 +198,11 @@ func (in *install) pace(took time.Duration, came bool) {
 	if came && (in.quickest == 0 || took < in.quickest) {
 		in.quickest = took
 	}
-	in.patience = min(max(4*took, copyPatience), copyTimeout)
+	limit := copyTimeout
+	if in.copy == nil { // the manifest comes in one piece, be it long and the way slow
+		limit = manifestTimeout
+	}
+	in.patience = min(max(4*took, copyPatience), limit)
 	switch {
 	case took < quickPiece:
 		in.window = min(in.window+1, copyWindow)
@@ -226,11 +232,9 @@ func (s *snapshotter) onManifest(in *install, _ snapdir.Range, rep rpc.Reply) {
 	}
 	store, err := s.open()
 	if err == nil {
-		if err = s.dropDamaged(store, in.base.index); err == nil {
-			in.copy, err = store.OpenCopy(manifest, snapdir.CopyOptions{
-				GroupID: in.group, Watch: s.watch(in.term), Turns: s.n.host.turns,
-			})
-		}
+		in.copy, err = store.OpenCopy(manifest, snapdir.CopyOptions{
+			GroupID: in.group, Watch: s.watch(in.term), Turns: s.n.host.turns,
+		})
 	}
 	switch {
 	case errors.Is(err, snapdir.ErrManifest): // it may have been damaged on its way

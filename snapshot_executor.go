@@ -230,9 +230,7 @@ func (s *snapshotter) save(done Closure) {
 	store, err := s.open()
 	var w *snapdir.Writer
 	if err == nil {
-		if err = s.dropDamaged(store, applied); err == nil {
-			w, err = store.NewWriter()
-		}
+		w, err = store.NewWriter()
 	}
 	if err != nil {
 		s.n.callBackWith(opSaveSnapshot, done, s.note(s.errorOf(opSaveSnapshot, 0, err)))
@@ -292,18 +290,6 @@ func (s *snapshotter) unasked(index int64) {
 func (s *snapshotter) isDue(index, bytes int64) bool {
 	most := s.n.o.SnapshotBytes
 	return index >= s.due.Load() || most > 0 && bytes >= most
-}
-
-// dropDamaged removes snapshots that are known to be damaged and are in the way of one of that index.
-func (s *snapshotter) dropDamaged(store *snapdir.Store, index int64) error {
-	for _, info := range store.List() {
-		if info.Damage != nil && info.Index >= index {
-			if err := store.Remove(info.Index); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // saved publishes what the state machine has written, or gives it up.
@@ -565,6 +551,11 @@ func (s *snapshotter) suspect(index int64, cause error) {
 	case err == nil:
 		s.log.Info("the snapshot is whole", zap.Int64("index", index))
 	case errors.Is(err, snapdir.ErrStopped):
+	case isDamage(err) && index < s.last.Load(): // there is a newer one
+		s.note(s.errorOf(opLoadSnapshot, index, err))
+		if err := s.opened().Prune(); err != nil {
+			s.log.Warn("a damaged snapshot could not be deleted; it is tried again with the next", zap.Error(err))
+		}
 	case isDamage(err):
 		s.note(s.errorOf(opLoadSnapshot, index, err))
 		s.last.Store(0) // what is applied is to be saved again, be it the same
@@ -640,5 +631,8 @@ func (s *snapshotter) end() {
 	}
 	if s.inst != nil {
 		s.giveUp(s.inst, &Error{Code: ErrShutdown, Op: opInstallSnapshot, Group: s.n.group})
+	}
+	if store := s.opened(); store != nil { // the state machine may have files of it open for longer
+		store.Close()
 	}
 }

@@ -3,6 +3,8 @@ package graft
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -136,4 +138,106 @@ func TestASnapshotOfADurableStateMachineThatCannotBeRead(t *testing.T) {
 	g.disks[0].SetInjector(nil)
 	require.NoError(t, s.trustNewest(n.fsm.applied.Load()))
 	assert.Equal(t, n.fsm.applied.Load(), s.last.Load())
+}
+
+// damaged has a host find out that its snapshot of an index is damaged.
+func (c *cluster) damaged(i int, index int64) {
+	c.t.Helper()
+	damage(c.t.(*testing.T), c.disks[i], filepath.Join(c.snapshotDir(i), fmt.Sprintf("snapshot_%020d", index), "entries"))
+	s, done := c.nodes[i].snap, make(chan struct{})
+	s.a.Post(func() {
+		s.suspect(index, syscall.EIO)
+		close(done)
+	})
+	receive(c.t, done)
+}
+
+// Damage of a snapshot that there is a newer one of is no reason to save that again, which cannot be: the old one goes.
+func TestDamageOfAnOlderSnapshotTouchesNoNewerOne(t *testing.T) {
+	c := snapshotGroup(t, 1, 2, NodeOptions{SnapshotKeep: 2})
+	c.startLed()
+	c.proposeMany("a", 5)
+	require.NoError(t, c.save(0))
+	older := c.nodes[0].Status().Snapshot.Index
+	c.proposeMany("b", 5)
+	require.NoError(t, c.save(0))
+	newer := c.nodes[0].Status().Snapshot.Index
+	c.damaged(0, older)
+	assert.Equal(t, newer, c.nodes[0].snap.last.Load())
+	require.NoError(t, c.save(0), "it has one of this index")
+	s := c.nodes[0].Status().Snapshot
+	assert.Equal(t, newer, s.Index)
+	assert.Equal(t, SnapshotIdle, s.State)
+	var left []int64
+	for _, info := range c.nodes[0].snap.opened().List() {
+		left = append(left, info.Index)
+	}
+	assert.Equal(t, []int64{newer}, left)
+	assert.Equal(t, 2, c.fsms[0].saves, "saved for nothing")
+	require.NoError(t, c.add(0, 1).wait())
+	assert.Len(t, c.sameData(0, 1), 10)
+}
+
+// A damaged snapshot is there until what takes its place is: it may be all that is left, and what could not be read once
+// may be sound.
+func TestADamagedSnapshotStaysUntilThereIsAnother(t *testing.T) {
+	c := compacted(t, 1, 0, NodeOptions{})
+	index := c.nodes[0].Status().Snapshot.Index
+	held := newHoldup(t)
+	c.fsms[0].mu.Lock()
+	c.fsms[0].onSave = func(write func() error) error {
+		held.pass()
+		return write()
+	}
+	c.fsms[0].mu.Unlock()
+	c.damaged(0, index)
+	held.reached()
+	_, err := c.disks[0].Stat(c.snapshotFile(0, "entries"))
+	assert.NoError(t, err, "it is gone, and there is no other")
+	held.release()
+	store := c.nodes[0].snap.opened()
+	c.eventually(func() bool {
+		list := store.List()
+		return len(list) == 1 && list[0].Index == index && list[0].Damage == nil && list[0].Verified
+	}, "it is not replaced")
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	assert.Equal(t, []int64{index}, c.fsms[0].loaded())
+	assert.Len(t, c.sameData(0), 10)
+}
+
+// A file of a snapshot that the state machine has open for longer than its node lives deletes nothing when it is closed: the
+// snapshot may be what the next node has.
+func TestAFileThatOutlivesItsNodeDeletesNoSnapshot(t *testing.T) {
+	c := compacted(t, 1, 0, NodeOptions{})
+	index := c.nodes[0].Status().Snapshot.Index
+	var file SnapshotFile
+	c.prepare = func(_ int, r *recorder) {
+		r.snapshots = true
+		r.onLoad = func(s *SnapshotReader) (err error) {
+			file, err = s.Open("entries")
+			return err
+		}
+	}
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	require.NotNil(t, file)
+	c.propose("b")
+	require.NoError(t, c.save(0)) // the other one is to be deleted
+	c.prepare = func(_ int, r *recorder) { r.snapshots = true }
+	c.stop(0)
+	c.start(0)
+	c.ready()
+	dir := filepath.Join(c.snapshotDir(0), fmt.Sprintf("snapshot_%020d", index))
+	_, err := c.disks[0].Stat(dir)
+	require.NoError(t, err, "it is read")
+	require.NoError(t, file.Close())
+	_, err = c.disks[0].Stat(dir)
+	assert.NoError(t, err, "it is the next node's")
+	c.propose("c")
+	require.NoError(t, c.save(0))
+	_, err = c.disks[0].Stat(dir)
+	assert.ErrorIs(t, err, os.ErrNotExist)
 }

@@ -180,6 +180,9 @@ func (c *Copy) findLocal(f *incoming, buf []byte, w Watch) (bool, error) {
 		return false, nil
 	}
 	for _, info := range c.store.List() {
+		if info.Damage != nil && info.Index >= c.manifest.index() {
+			continue // this one takes its place, so that it must not be read then
+		}
 		r, err := c.store.Reader(info.Index)
 		if err != nil {
 			continue // damaged, or just deleted

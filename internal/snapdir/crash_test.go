@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -428,5 +429,81 @@ func TestCrashInUndoneInstall(t *testing.T) {
 		b.fs.OnOp(nil)
 		b.point(b.fs, 32, false)
 		require.Greater(t, b.images, 50)
+	}
+}
+
+// A damaged snapshot stays until what takes its place is whole and durable: a crash at any time before leaves it as it
+// was, one after that the other. In between there is none of that index, and the older ones.
+func TestCrashWhileADamagedSnapshotIsReplaced(t *testing.T) {
+	x, y, z := crashContents()
+	for name, replace := range map[string]func(s *Store) (*Reader, error){
+		"save": func(s *Store) (*Reader, error) { return save(s, 20, z) },
+		"copy": func(s *Store) (*Reader, error) {
+			from := mustServe(t, 20, z)
+			c, err := s.OpenCopy(mustManifest(t, from), CopyOptions{})
+			require.NoError(t, err)
+			_, err = fetch(c, from, 3000, -1)
+			require.NoError(t, err)
+			return c.Commit()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs, rng := vfs.NewMem(), rand.New(rand.NewPCG(1, 1))
+			s := mustOpen(t, fs, Options{Keep: 2, layout: small().layout})
+			require.NoError(t, mustSave(t, s, 10, x).Close())
+			r := mustSave(t, s, 20, y)
+			require.NoError(t, fs.Corrupt(filepath.Join(r.Path(), "z"), 0, func(p []byte) { p[1] ^= 1 }))
+			require.Error(t, r.Verify(Watch{}))
+			require.NoError(t, r.Close())
+			var old, none, replaced int
+			aside := false // the old one may be gone
+			look := func(image *vfs.Mem) {
+				cut, err := Open(image, testDir, small())
+				require.NoError(t, err)
+				ten, err := cut.Reader(10)
+				require.NoError(t, err)
+				requireWhole(t, ten, x)
+				require.NoError(t, ten.Close())
+				twenty, err := cut.Reader(20)
+				if errors.Is(err, ErrNone) {
+					require.True(t, aside, "it is gone before there is another one")
+					none++
+					return
+				}
+				require.NoError(t, err)
+				if twenty.Verify(Watch{}) == nil {
+					requireWhole(t, twenty, z)
+					replaced++
+				} else {
+					_, ok := twenty.File("own/y")
+					require.True(t, ok, "it is not the old one")
+					old++
+				}
+				require.NoError(t, twenty.Close())
+			}
+			fs.OnOp(func(op vfs.Op) {
+				if !op.Writes() {
+					return
+				}
+				for range 4 {
+					look(fs.CrashClone(func(vfs.Unit) bool { return rng.IntN(2) == 0 }))
+				}
+				look(fs.KillClone())
+				aside = aside || op.Kind == vfs.KindRename && filepath.Base(op.Name) == snapshotName(20)
+			})
+			r, err := replace(s)
+			require.NoError(t, err)
+			requireWhole(t, r, z)
+			fs.OnOp(nil)
+			look(fs.CrashClone(nil))
+			require.Positive(t, old)
+			require.Positive(t, replaced)
+			require.LessOrEqual(t, none, 3*5, "until the next rename is durable")
+			require.NoError(t, errors.Join(r.Close(), s.Prune()))
+			require.Equal(t, []int64{20, 10}, indexes(s))
+			names, err := fs.ReadDir(testDir)
+			require.NoError(t, err)
+			require.Equal(t, []string{snapshotName(10), snapshotName(20)}, names)
+		})
 	}
 }

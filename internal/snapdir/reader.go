@@ -44,7 +44,7 @@ func (r *Reader) acquire() error {
 }
 
 // release gives a hold up, and deletes the snapshot if it is the last on a
-// condemned one.
+// condemned one, unless the store was closed.
 func (sn *snapshot) release() error {
 	s := sn.store
 	s.mu.Lock()

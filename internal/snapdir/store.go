@@ -53,7 +53,8 @@ type Store struct {
 	layout layout
 
 	changes sync.Mutex
-	trash   int // the number of the next name for trash; guarded by changes
+	trash   int  // the number of the next name for trash; guarded by changes
+	closed  bool // nothing is deleted any more; guarded by changes
 
 	mu      sync.Mutex
 	snaps   map[int64]*snapshot
@@ -216,18 +217,34 @@ func (s *Store) sweep(leftover func(name string) bool) error {
 // under its own name after a crash. Trash is renamed too, since the sync of its
 // first renaming may be what failed. The caller holds changes.
 func (s *Store) discard(dir string) error {
-	trash := filepath.Join(s.dir, trashPrefix+strconv.Itoa(s.trash))
-	s.trash++
-	if err := s.fs.Rename(dir, trash); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	if err := s.fs.SyncDir(s.dir); err != nil {
+	trash, err := s.toTrash(dir)
+	if err != nil || trash == "" {
 		return err
 	}
 	return removeAll(s.fs, trash)
+}
+
+// toTrash is the first half of discard, which takes no time; the next Prune or Open does the other. The name is
+// empty if there is no such directory. The caller holds changes.
+func (s *Store) toTrash(dir string) (trash string, err error) {
+	trash = filepath.Join(s.dir, trashPrefix+strconv.Itoa(s.trash))
+	s.trash++
+	if err := s.fs.Rename(dir, trash); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return "", nil
+		}
+		return "", err
+	}
+	return trash, s.fs.SyncDir(s.dir)
+}
+
+// Close ends the store's right to delete: the directory may be another Store's now, for which a snapshot of ours that is
+// still read is as good as any. What was condemned by then stays for that one. A Reader or a SnapshotFile that is open stays
+// usable until that deletes it.
+func (s *Store) Close() {
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	s.closed = true
 }
 
 // List describes the snapshots, the newest first, damaged ones too.
@@ -346,6 +363,9 @@ func (s *Store) RemoveCopy() error {
 
 // bury deletes the condemned snapshots that nobody reads. The caller holds changes.
 func (s *Store) bury() error {
+	if s.closed {
+		return nil
+	}
 	s.mu.Lock()
 	var dead []*snapshot
 	for _, sn := range s.snaps {
@@ -371,26 +391,58 @@ func (s *Store) bury() error {
 }
 
 // newer fails with ErrStale or ErrBusy if a snapshot of that index cannot be published.
+// Damaged ones are not in its way, but for one of that index that somebody reads.
 func (s *Store) newer(index int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sn := range s.snaps {
 		switch {
-		case !sn.condemned && sn.index >= index:
-			return fmt.Errorf("snapshot %d: %w, %d", index, ErrStale, sn.index)
-		case sn.index == index:
+		case sn.index == index && (sn.condemned || sn.damage != nil && sn.refs > 0):
 			return fmt.Errorf("snapshot %d: an earlier one is not deleted yet: %w", index, ErrBusy)
+		case !sn.condemned && sn.damage == nil && sn.index >= index:
+			return fmt.Errorf("snapshot %d: %w, %d", index, ErrStale, sn.index)
 		}
 	}
 	return nil
 }
 
+// putAside condemns the damaged snapshots of that index and of later ones. It deletes
+// nothing, which may take long: the directory of one that nobody reads gets another name.
+// The caller holds changes.
+func (s *Store) putAside(index int64) error {
+	s.mu.Lock()
+	var dead []*snapshot
+	for _, sn := range s.snaps {
+		if sn.index >= index && !sn.condemned && sn.damage != nil {
+			sn.condemned = true
+			if sn.refs == 0 {
+				dead = append(dead, sn)
+			}
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(dead, func(a, b *snapshot) int { return int(min(max(a.index-b.index, -1), 1)) })
+	for _, sn := range dead {
+		if _, err := s.toTrash(sn.path); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.snaps, sn.index)
+		s.mu.Unlock()
+	}
+	return nil
+}
+
 // publish makes a snapshot of a directory that is complete and durable but for its
-// name. If that name cannot be made durable, the snapshot is taken back.
+// name. It takes the place of damaged ones, which stay until now: what is left of them
+// may be all there is. If the name cannot be made durable, the snapshot is taken back.
 func (s *Store) publish(dir string, m *manifest) (*Reader, error) {
 	s.changes.Lock()
 	defer s.changes.Unlock()
 	if err := s.newer(m.index()); err != nil {
+		return nil, err
+	}
+	if err := s.putAside(m.index()); err != nil {
 		return nil, err
 	}
 	sn := &snapshot{store: s, index: m.index(), path: filepath.Join(s.dir, snapshotName(m.index())), manifest: m}

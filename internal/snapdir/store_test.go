@@ -279,7 +279,7 @@ func TestPrune(t *testing.T) {
 }
 
 // A damaged snapshot is named, and Latest is the one before; what replaces it may have
-// its index, once it is removed.
+// its index. Until that is there it stays.
 func TestDamagedLatest(t *testing.T) {
 	fs := vfs.NewMem()
 	s := mustOpen(t, fs, small())
@@ -303,10 +303,27 @@ func TestDamagedLatest(t *testing.T) {
 	}
 	_, err := s.Reader(20)
 	require.ErrorContains(t, err, "damaged")
+	fs.SetInjector(func(op vfs.Op) error { // the new one cannot be sealed
+		if op.Kind == vfs.KindSyncDir && filepath.Base(op.Name) != filepath.Base(testDir) {
+			return syscall.EIO
+		}
+		return nil
+	})
 	_, err = save(s, 20, b)
-	require.ErrorIs(t, err, ErrStale)
+	require.ErrorIs(t, err, syscall.EIO)
+	fs.SetInjector(nil)
+	require.Equal(t, []int64{20, 10}, indexes(s))
+	_, err = fs.Stat(filepath.Join(testDir, snapshotName(20), manifestName))
+	require.NoError(t, err)
+	r = mustSave(t, s, 20, b)
+	requireWhole(t, r, b)
+	require.Equal(t, []int64{20, 10}, indexes(s))
+	require.NoError(t, s.List()[0].Damage)
 	require.NoError(t, s.Remove(20))
 	require.ErrorIs(t, s.Remove(20), ErrNone)
+	_, err = save(s, 20, a)
+	require.ErrorIs(t, err, ErrBusy)
+	require.NoError(t, r.Close())
 	r = mustSave(t, s, 20, b)
 	requireWhole(t, r, b)
 	// While somebody reads it, none of the same index can take its place.
