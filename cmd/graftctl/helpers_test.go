@@ -43,7 +43,7 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, nodes: make(map[string]*graft.Node), hosts: make(map[string]*graft.Host)}
-	c.node = graft.NodeOptions{ElectionTimeout: 200 * time.Millisecond, FirstStart: true}
+	c.node = graft.NodeOptions{ElectionTimeout: time.Second, FirstStart: true}
 	t.Cleanup(func() {
 		for a := range c.hosts {
 			c.stop(a)

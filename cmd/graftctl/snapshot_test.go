@@ -104,8 +104,17 @@ func (l *library) propose(words ...string) {
 	defer cancel()
 	for _, w := range words {
 		_, err := l.nodes[l.ready()].Propose(ctx, []byte(w))
+		for refused(err) && ctx.Err() == nil { // it leads no more
+			_, err = l.nodes[l.ready()].Propose(ctx, []byte(w))
+		}
 		require.NoError(l.t, err)
 	}
+}
+
+// refused reports whether a proposal was certainly not taken, and may be tried again.
+func refused(err error) bool {
+	code := graft.ErrorCode(err)
+	return code == graft.ErrNotLeader || code == graft.ErrBusy
 }
 
 // offline runs the command without servers.

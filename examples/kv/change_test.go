@@ -148,7 +148,7 @@ func TestRandomChangesUnderKillsLoseNothing(t *testing.T) {
 		c.step(i)
 	}
 	took := l.newWrite()
-	assert.Less(t, took, 3*killTimeout, "a new write at the end")
+	assert.Less(t, took, newWriteLimit("GRAFT_CHANGES"), "a new write at the end")
 	l.stop()
 	t.Logf("%d changes: %d made, %d refused, %d with an unknown outcome of which %d were made; %d replicas killed, %d of them leaders; time to rest: %s",
 		total, c.made, c.refused, c.unknown, c.unknownMade, c.kills, c.killedLeaders, durations(c.took))

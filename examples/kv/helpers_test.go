@@ -79,7 +79,7 @@ func newTestGroup(t *testing.T, n, running int) *testGroup {
 	for i := range n {
 		g.cfgs = append(g.cfgs, replicaConfig{
 			raft: addrs[i], redis: addrs[n+i], dir: filepath.Join(dir, strconv.Itoa(i)), group: "kv", peers: peers,
-			electionTimeout: 500 * time.Millisecond, log: zap.NewNop(),
+			electionTimeout: slowness * 500 * time.Millisecond, log: zap.NewNop(),
 		})
 	}
 	t.Cleanup(func() {
@@ -245,7 +245,26 @@ func (c *rawConn) retry(cmd string) (answer string) {
 	c.t.Helper()
 	waitFor(c.t, cmd, func() bool {
 		answer = c.do(cmd)
-		return !strings.HasPrefix(answer, "-CLUSTERDOWN ") && !strings.HasPrefix(answer, "-BUSY ")
+		return !busy(answer)
+	})
+	return answer
+}
+
+// busy reports whether an answer says that nothing was done for the moment.
+func busy(answer string) bool {
+	return strings.HasPrefix(answer, "-CLUSTERDOWN ") || strings.HasPrefix(answer, "-BUSY ")
+}
+
+// do says something to the leader, whoever that is, until it is not refused for the moment.
+func (g *testGroup) do(cmd string) (answer string) {
+	g.t.Helper()
+	waitFor(g.t, cmd, func() bool {
+		i := g.leader()
+		if i < 0 {
+			return false
+		}
+		answer = dialRaw(g.t, g.cfgs[i].redis).do(cmd)
+		return !busy(answer) && !strings.HasPrefix(answer, "-MOVED ")
 	})
 	return answer
 }

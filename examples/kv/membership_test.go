@@ -28,19 +28,8 @@ func newGroupWithJoiners(t *testing.T, members, joiners int) *testGroup {
 	return g
 }
 
-// raft says RAFT … to the leader, whoever that is, until it is not refused for the moment.
-func (g *testGroup) raft(command string) (answer string) {
-	g.t.Helper()
-	waitFor(g.t, "RAFT "+command, func() bool {
-		i := g.leader()
-		if i < 0 {
-			return false
-		}
-		answer = dialRaw(g.t, g.cfgs[i].redis).do("RAFT " + command)
-		return !strings.HasPrefix(answer, "-MOVED ") && !strings.HasPrefix(answer, "-BUSY ") && !strings.HasPrefix(answer, "-CLUSTERDOWN ")
-	})
-	return answer
-}
+// raft says RAFT … to the leader.
+func (g *testGroup) raft(command string) (answer string) { return g.do("RAFT " + command) }
 
 // leader returns the replica that leads, -1 if there is none.
 func (g *testGroup) leader() int {

@@ -322,14 +322,18 @@ func TestASnapshotTakesLittleMemory(t *testing.T) {
 	for i := range 20_000 {
 		m.keys.set([]byte("small"+strconv.Itoa(i)), make([]byte, 100))
 	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f, err := m.freeze()
-	require.NoError(t, err)
-	require.NoError(t, f.save(discard{}))
-	runtime.ReadMemStats(&after)
-	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(8<<20))
-	m.thaw(f, 0, true)
+	least := uint64(math.MaxUint64) // other tests take memory too
+	for range 5 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		f, err := m.freeze()
+		require.NoError(t, err)
+		require.NoError(t, f.save(discard{}))
+		runtime.ReadMemStats(&after)
+		least = min(least, after.TotalAlloc-before.TotalAlloc)
+		m.thaw(f, 0, true)
+	}
+	assert.Less(t, least, uint64(8<<20))
 }
 
 // Whatever byte is damaged, wherever a file ends, and whichever file is another one's: it is found before

@@ -44,6 +44,7 @@ type change struct {
 	boot    int
 	state   outcome
 	first   *confInfo // what was appended for it
+	from    int64     // index of the configuration that was committed, as far as the machine knew, when it was asked
 	cancel  bool      // somebody tried to call it off
 	then    func(error)
 
@@ -60,7 +61,7 @@ func (a *admin) ask(m *machine, ch *change, then func(error)) {
 	if !m.ready() {
 		return
 	}
-	ch.machine, ch.boot, ch.then = m, m.boot, then
+	ch.machine, ch.boot, ch.then, ch.from = m, m.boot, then, m.confAt(m.st.Commit).index()
 	m.changes = append(m.changes, ch)
 	a.c.hist.note(m.index, "asked for %v %v%v", ch.kind, ch.peer, ch.conf)
 	done := func(err error) { a.answered(ch, err) }
@@ -230,19 +231,24 @@ func (a *admin) succeeded(ch *change) {
 	case ch.first == nil:
 		c.Count.NoChanges++
 		if !a.already(ch) {
-			c.fail("I14 honest failure: %v %v%v on machine %d succeeded, but is not so in any committed configuration", ch.kind, ch.peer, ch.conf, m.index)
+			c.fail("I14 honest failure: %v %v%v on machine %d succeeded, but is not so in any committed configuration from %d on", ch.kind, ch.peer, ch.conf, m.index, ch.from)
 		}
 	case !a.done(ch):
 		c.fail("I14 honest failure: %v on machine %d succeeded, but what it led to, %v, is not committed, or was not reported yet", ch.kind, m.index, ch.first)
 	}
 }
 
-// already reports whether a change asks for what a committed configuration is like.
+// already reports whether a change asks for what a committed configuration is like, the one in force when it was asked for or
+// a later one.
 func (a *admin) already(ch *change) bool { return a.inForce(ch) != nil }
 
-// inForce is the latest committed configuration that is like what a change asks for, nil if there is none.
+// inForce is the latest committed configuration that is like what a change asks for, nil if there is none. One that had been
+// replaced when the change was asked for does not count: a leader judges by its latest.
 func (a *admin) inForce(ch *change) *confInfo {
 	for _, c := range slices.Backward(a.c.check.confs) {
+		if c.index() < ch.from {
+			break
+		}
 		if !c.joint() && ch.fits(c.conf, c.conf) {
 			return c
 		}

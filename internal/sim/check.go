@@ -460,15 +460,30 @@ func (k *checker) heard(m *machine, req *rpc.Request, term int64) {
 	}
 }
 
-// stored checks that what a replica acknowledges is durable.
+// stored checks that what a replica acknowledges is durable, and is what its log holds.
 func (k *checker) stored(m *machine, req *rpc.Request) {
 	r, err := wire.ParseAppendRequest(req.Message, req.Attachment)
 	if err != nil || r.Entries.Count == 0 {
 		return
 	}
-	if st := graft.SimStateOf(m.node); st.Durable < r.Entries.Last() {
-		k.c.fail("I17 disk honesty: machine %d acknowledges %d, durable is %d", m.index, r.Entries.Last(), st.Durable)
+	st, last := graft.SimStateOf(m.node), r.Entries.Last()
+	if st.Durable < last {
+		k.c.fail("I17 disk honesty: machine %d acknowledges %d, durable is %d", m.index, last, st.Durable)
+		return
 	}
+	if last < st.First-1 {
+		return // cut off, and so committed
+	}
+	if got, want := graft.SimTerm(m.node, last), lastTerm(r.Entries); got != want {
+		k.c.fail("I17 disk honesty: machine %d acknowledges %d of term %d, which is of term %d in its log", m.index, last, want, got)
+	}
+}
+
+// lastTerm is the term of the last of some entries.
+func lastTerm(b entry.Batch) int64 {
+	it := b.From(b.Last()).Iter()
+	e, _ := it.Next()
+	return e.Term
 }
 
 // says notes that a machine has told another a term: it must be durable.

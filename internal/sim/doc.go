@@ -50,7 +50,7 @@
 //	                                app_durable.go: what a durable state machine holds is not applied again, and nothing else is left out
 //	I16 snapshot fidelity           app_snapshot.go: index, term, configuration and content are those of the applied position; check_snapshot.go: a log
 //	                                begins behind what is committed and in a snapshot
-//	I17 disk honesty                checker.says, stored, installed: nothing is told that is not durable; heldBack: a durable state machine is given nothing
+//	I17 disk honesty                checker.says, stored, installed: nothing is told that is not durable, or not held; heldBack: a durable state machine is given nothing
 //	                                that is not
 //	I18 bounded resources           Cluster.waiting: requests in flight; the rest is tested on the whole library
 //	I19 identity                    Cluster.wrongHands: directories of others; frames reach the process they were sent to only (Network)

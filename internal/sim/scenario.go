@@ -73,6 +73,12 @@ func (s *Scenario) Campaigns(i int) bool {
 	return s.c.machines[i].up && s.c.machines[i].st.Role == graft.RoleCandidate
 }
 
+// Lacks reports whether a machine lacks something that is committed.
+func (s *Scenario) Lacks(i int) bool {
+	n := int64(len(s.c.check.committed))
+	return n > 0 && !s.c.machines[i].holds(s.c.check.committed[n-1], int64(len(s.c.machines[i].log)))
+}
+
 // Term is the term that a machine is in.
 func (s *Scenario) Term(i int) int64 {
 	if i < 0 {

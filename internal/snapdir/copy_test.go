@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -492,26 +493,41 @@ func TestConcurrentCopy(t *testing.T) {
 
 // Abort waits for those that write, who are told.
 func TestAbortDuringCopy(t *testing.T) {
-	a, _, _ := contents()
-	from := mustServe(t, 10, a)
-	fs := vfs.NewMem()
-	s := mustOpen(t, fs, small())
-	for range 20 {
-		c := mustCopy(t, s, from)
-		var wg sync.WaitGroup
+	synctest.Test(t, func(t *testing.T) {
+		a, _, _ := contents()
+		from := mustServe(t, 10, a)
+		fs := vfs.NewMem()
+		c, err := mustOpen(t, fs, small()).OpenCopy(mustManifest(t, from), CopyOptions{Turns: NewTurns(2)})
+		require.NoError(t, err)
+		held, writes := make(chan struct{}), new(atomic.Int64)
+		fs.SetInjector(func(op vfs.Op) error {
+			if op.Kind == vfs.KindWrite && strings.Contains(op.Name, "/"+copyDir+"/") {
+				writes.Add(1)
+				<-held
+			}
+			return nil
+		})
+		fetched, aborted := make(chan error, 2), make(chan error, 1)
 		for range 2 {
-			wg.Go(func() {
-				if _, err := fetch(c, from, 500, -1); err != nil && !errors.Is(err, ErrClosed) {
-					t.Error(err)
-				}
-			})
+			go func() {
+				_, err := fetch(c, from, 500, -1)
+				fetched <- err
+			}()
 		}
-		require.NoError(t, c.Abort(false))
-		wg.Wait()
-	}
-	names, err := fs.ReadDir(testDir)
-	require.NoError(t, err)
-	require.Empty(t, names)
+		synctest.Wait()
+		require.EqualValues(t, 2, writes.Load())
+		go func() { aborted <- c.Abort(false) }()
+		synctest.Wait()
+		require.Empty(t, aborted, "pieces are still being written")
+		close(held)
+		require.ErrorIs(t, <-fetched, ErrClosed)
+		require.ErrorIs(t, <-fetched, ErrClosed)
+		require.NoError(t, <-aborted)
+		require.EqualValues(t, 2, writes.Load(), "no further piece was begun")
+		names, err := fs.ReadDir(testDir)
+		require.NoError(t, err)
+		require.Empty(t, names)
+	})
 }
 
 // A full disk fails the piece, not the copy: it goes on when there is space again.
