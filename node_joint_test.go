@@ -188,7 +188,11 @@ func TestTheNextLeaderFinishesAJointChange(t *testing.T) {
 	c.propose("after")
 	c.sameData(0, 3, 4)
 	for _, i := range []int{1, 2} {
-		c.status(i, func(s Status) bool { return s.Removed && s.Role == RoleFollower }, "a removed member does not know")
+		assert.True(t, within(20*time.Second, 100*ms, func() bool {
+			c.timeOut(i) // who has not heard of it asks
+			s := c.nodes[i].Status()
+			return s.Removed && s.Role == RoleFollower
+		}), "a removed member does not know")
 	}
 }
 
