@@ -40,6 +40,12 @@ func (c *cluster) inStage(i int, stage Stage) Status {
 	return c.status(i, func(s Status) bool { return s.Stage == stage }, "not in stage "+stage.String())
 }
 
+// overdue has the deadline of the change on a host pass.
+func (c *cluster) overdue(i int) {
+	n := c.nodes[i]
+	n.post(func() { n.change.deadline = n.now })
+}
+
 // settled waits until the hosts have a configuration and a leader among them is at rest.
 func (c *cluster) settled(conf Configuration, hosts ...int) (lead int) {
 	c.t.Helper()
@@ -116,12 +122,11 @@ func TestOneVoterNeedsNoJointConfiguration(t *testing.T) {
 // configuration and its commit.
 func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 	t.Parallel()
-	const deadline = 1000 * ms
 	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
 	n, old, next := c.nodes[0], c.conf, c.voters(0, 3, 4)
 	c.net.set(atOnce(noConf(isJoint, 3, 4)))
-	p := c.begin(0, "change", func(n *Node, done Closure) { n.Change(next, ChangeOptions{Deadline: deadline}, done) })
+	p := c.begin(0, "change", func(n *Node, done Closure) { n.Change(next, ChangeOptions{Deadline: time.Minute}, done) })
 	s := c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "it does not wait")
 	assert.Equal(t, c.voters(3, 4).Peers(), s.Awaited)
 	assert.Equal(t, next, s.Conf, "in force from its append")
@@ -136,6 +141,7 @@ func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 	proposal := make(chan error, 1)
 	n.Apply(Task{Data: []byte("waits"), Done: func(_ any, err error) { proposal <- err }})
 
+	c.overdue(0)
 	err := p.wait()
 	var e *Error
 	require.ErrorAs(t, err, &e)
@@ -162,8 +168,10 @@ func TestCancelChangeOfAChangeThatIsBeingFinished(t *testing.T) {
 	c.startLed()
 	c.net.set(noConf(isJoint, 3, 4))
 	p := c.begin(0, "change", func(n *Node, done Closure) {
-		n.Change(c.voters(0, 3, 4), ChangeOptions{Deadline: 300 * ms}, done)
+		n.Change(c.voters(0, 3, 4), ChangeOptions{Deadline: time.Minute}, done)
 	})
+	c.inStage(0, StageJoint)
+	c.overdue(0)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome, "past its deadline nobody waits for it any more")
 	assert.Equal(t, StageJoint, c.nodes[0].Status().Stage)
 	assert.ErrorIs(t, c.nodes[0].CancelChange(), ErrBusy)
