@@ -58,11 +58,10 @@ func TestALeaderThatCannotReadItsLogFails(t *testing.T) {
 // R8: however many entries conflict, the follower gets on to those of the present leader.
 func TestALongTailThatConflictsIsReplaced(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms, MaxAppendBytes: 256})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second, MaxAppendBytes: 256})
 	old := c.startGroup()
 	c.ahead(old, "lost", 500)
-	c.net.set(isolate(old))
-	c.status(old, func(s Status) bool { return s.Role != RoleLeader }, "a leader without a majority goes on")
+	c.cutOff(old)
 	for i := range 20 {
 		c.propose(fmt.Sprint("kept-", i))
 	}

@@ -258,6 +258,51 @@ func (c *cluster) handTo(to int) {
 	}, "leadership cannot be transferred")
 }
 
+// cutOff isolates a leader, which loses its office. Nobody waits for that as long as a patient group would.
+func (c *cluster) cutOff(lead int) {
+	c.t.Helper()
+	c.net.set(atOnce(isolate(lead)))
+	c.outOfReach(lead)
+}
+
+// outOfReach has a leader that most voters do not answer any more find out now instead of an election timeout later, and those
+// who follow it miss it now.
+func (c *cluster) outOfReach(lead int) {
+	c.t.Helper()
+	n := c.nodes[lead]
+	c.eventually(func() bool {
+		n.post(func() {
+			for _, r := range n.replicators {
+				r.lastAnswer.Store(-int64(time.Hour))
+			}
+			n.quorumAt = n.now
+		})
+		c.missed(lead)
+		return !n.IsLeader()
+	}, "a leader without a majority goes on")
+}
+
+// missed has those who follow a leader miss it now, as if its process had ended.
+func (c *cluster) missed(lead int) {
+	for _, i := range c.running() {
+		if n := c.nodes[i]; i != lead {
+			n.post(func() { n.onPeerDown(c.addrs[lead]) })
+		}
+	}
+}
+
+// timeOut ends the time that hosts wait for a leader to be heard.
+func (c *cluster) timeOut(hosts ...int) {
+	for _, i := range hosts {
+		n := c.nodes[i]
+		n.post(func() {
+			if !n.electionAt.IsZero() {
+				n.electionAt = n.now
+			}
+		})
+	}
+}
+
 // ready waits for a leader that takes changes.
 func (c *cluster) ready() (lead int) {
 	c.eventually(func() bool {

@@ -3,8 +3,10 @@ package graft
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 // lost loses a host's requests of a method to another one.
@@ -18,8 +20,7 @@ func lost(from, to int, method string) rule {
 // it asks, is refused by those who can, and raises no term.
 func TestVotesOfAFirstStartAreVoidOnceThereIsALeader(t *testing.T) {
 	t.Parallel()
-	const timeout = 500 * ms
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: timeout})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
 	var asked, elections atomic.Int64
 	watch := []rule{calls(2, &asked, methodPreVote), calls(2, &elections, methodRequestVote)}
 	// Host 2 gets one vote of two, which would do, and no answer from host 1.
@@ -36,8 +37,11 @@ func TestVotesOfAFirstStartAreVoidOnceThereIsALeader(t *testing.T) {
 	asked.Store(0)
 	term := c.nodes[0].Status().Term
 	c.net.set(append(watch, oneWay(0, 2))...)
-	c.eventually(func() bool { return asked.Load()+elections.Load() > 0 }, "it does not miss the leader")
-	c.never(3*timeout, func() bool { return elections.Load() > 0 }, "it campaigns without having been allowed to")
+	c.eventually(func() bool { // two election timeouts
+		require.Zero(t, elections.Load(), "it campaigns without having been allowed to")
+		return asked.Load() >= 4
+	}, "it does not miss the leader")
+	c.never(50*ms, func() bool { return elections.Load() > 0 }, "it campaigns without having been allowed to")
 	s := c.nodes[0].Status()
 	assert.Equal(t, term, s.Term)
 	assert.Equal(t, RoleLeader, s.Role)

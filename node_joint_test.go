@@ -3,6 +3,7 @@ package graft
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,12 @@ func (c *cluster) reported(i int) (names []string) {
 func (c *cluster) inStage(i int, stage Stage) Status {
 	c.t.Helper()
 	return c.status(i, func(s Status) bool { return s.Stage == stage }, "not in stage "+stage.String())
+}
+
+// overdue has the deadline of the change on a host pass.
+func (c *cluster) overdue(i int) {
+	n := c.nodes[i]
+	n.post(func() { n.change.deadline = n.now })
 }
 
 // settled waits until the hosts have a configuration and a leader among them is at rest.
@@ -115,12 +122,11 @@ func TestOneVoterNeedsNoJointConfiguration(t *testing.T) {
 // configuration and its commit.
 func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 	t.Parallel()
-	const deadline = 600 * ms
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 500 * ms})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
 	n, old, next := c.nodes[0], c.conf, c.voters(0, 3, 4)
-	c.net.set(noConf(isJoint, 3, 4))
-	p := c.begin(0, "change", func(n *Node, done Closure) { n.Change(next, ChangeOptions{Deadline: deadline}, done) })
+	c.net.set(atOnce(noConf(isJoint, 3, 4)))
+	p := c.begin(0, "change", func(n *Node, done Closure) { n.Change(next, ChangeOptions{Deadline: time.Minute}, done) })
 	s := c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "it does not wait")
 	assert.Equal(t, c.voters(3, 4).Peers(), s.Awaited)
 	assert.Equal(t, next, s.Conf, "in force from its append")
@@ -135,6 +141,7 @@ func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 	proposal := make(chan error, 1)
 	n.Apply(Task{Data: []byte("waits"), Done: func(_ any, err error) { proposal <- err }})
 
+	c.overdue(0)
 	err := p.wait()
 	var e *Error
 	require.ErrorAs(t, err, &e)
@@ -161,8 +168,10 @@ func TestCancelChangeOfAChangeThatIsBeingFinished(t *testing.T) {
 	c.startLed()
 	c.net.set(noConf(isJoint, 3, 4))
 	p := c.begin(0, "change", func(n *Node, done Closure) {
-		n.Change(c.voters(0, 3, 4), ChangeOptions{Deadline: 300 * ms}, done)
+		n.Change(c.voters(0, 3, 4), ChangeOptions{Deadline: time.Minute}, done)
 	})
+	c.inStage(0, StageJoint)
+	c.overdue(0)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome, "past its deadline nobody waits for it any more")
 	assert.Equal(t, StageJoint, c.nodes[0].Status().Stage)
 	assert.ErrorIs(t, c.nodes[0].CancelChange(), ErrBusy)
@@ -171,13 +180,13 @@ func TestCancelChangeOfAChangeThatIsBeingFinished(t *testing.T) {
 // Q7, Q10, M5: the next leader finishes a joint change that it finds in its log, and nobody need ask it to.
 func TestTheNextLeaderFinishesAJointChange(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
 	next := c.voters(0, 3, 4)
 	c.net.set(noConf(isJoint, 3, 4))
 	p := c.change(0, next)
 	c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "the old majority does not get it")
-	c.net.set(isolate(0))
+	c.cutOff(0)
 	err := p.wait()
 	assert.ErrorIs(t, err, ErrUnknownOutcome)
 	assert.ErrorIs(t, err, ErrNotLeader, "the cause")
@@ -187,19 +196,23 @@ func TestTheNextLeaderFinishesAJointChange(t *testing.T) {
 	c.propose("after")
 	c.sameData(0, 3, 4)
 	for _, i := range []int{1, 2} {
-		c.status(i, func(s Status) bool { return s.Removed && s.Role == RoleFollower }, "a removed member does not know")
+		assert.True(t, within(20*time.Second, 100*ms, func() bool {
+			c.timeOut(i) // who has not heard of it asks
+			s := c.nodes[i].Status()
+			return s.Removed && s.Role == RoleFollower
+		}), "a removed member does not know")
 	}
 }
 
 // Q7, Q10: a joint configuration that reached nobody is undone by the next leader.
 func TestAJointChangeThatNobodyHasIsUndone(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
 	c.net.set(noConf(isJoint, 1, 2, 3, 4))
 	p := c.change(0, c.voters(0, 3, 4))
 	c.inStage(0, StageJoint)
-	c.net.set(isolate(0))
+	c.cutOff(0)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
 	assert.Equal(t, "0,3,4", c.name(c.nodes[0].Status().Conf), "it is still in its log")
 	c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "the others have no leader")
@@ -214,7 +227,7 @@ func TestAJointChangeThatNobodyHasIsUndone(t *testing.T) {
 // M6, M19: a group that was stopped in the middle of a joint change finishes it when it is back.
 func TestAJointChangeOutlivesARestartOfAll(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
 	c.net.set(noConf(isJoint, 3, 4))
 	p := c.change(0, c.voters(0, 3, 4))
@@ -224,6 +237,7 @@ func TestAJointChangeOutlivesARestartOfAll(t *testing.T) {
 	}
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
 	c.net.set()
+	c.opts.ElectionTimeout = 400 * ms // what follows is right whoever leads
 	for i := range 5 {
 		c.start(i)
 	}
@@ -233,27 +247,34 @@ func TestAJointChangeOutlivesARestartOfAll(t *testing.T) {
 // E9, Q2: votes count in both halves of a joint configuration, not in their union.
 func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
 	t.Parallel()
-	const timeout = 400 * ms
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: timeout})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
 	next := c.voters(0, 3, 4)
 	isNext := func(e confEntry) bool { return !e.joint() && e.conf.Equal(next) }
-	c.net.set(noConf(isJoint, 1, 2))
+	c.net.set(atOnce(noConf(isJoint, 1, 2)))
 	p := c.change(0, next)
 	for _, i := range []int{3, 4} {
 		c.status(i, func(s Status) bool { return !s.OldConf.Empty() }, "the joint configuration is not there")
 	}
-	c.net.set(noConf(isJoint, 1), noConf(isNext, 2, 3, 4)) // a majority of the old voters stores the joint one
+	c.net.set(atOnce(noConf(isJoint, 1)), noConf(isNext, 2, 3, 4)) // a majority of the old voters stores the joint one
 	c.inStage(0, StageStable)
 	c.status(2, func(s Status) bool { return !s.OldConf.Empty() }, "the joint configuration was committed without it")
+	var asked atomic.Int64
+	c.net.set(votesAsked(2, &asked), votesAsked(3, &asked), votesAsked(4, &asked))
 	c.stop(1)
 	c.stop(0)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
-	c.net.set()
-	c.never(3*timeout, func() bool { // 2, 3 and 4 are most of the five, and a majority of the new voters
+	elected := func() bool { // 2, 3 and 4 are most of the five, and a majority of the new voters
 		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
-	}, "elected without a majority of the old voters")
+	}
+	for range 5 {
+		before := asked.Load()
+		c.timeOut(2, 3, 4)
+		c.eventually(func() bool { return asked.Load() >= before+3*4 }, "they do not ask the four others")
+		c.never(50*ms, elected, "elected without a majority of the old voters")
+	}
 	c.start(1)
+	c.timeOut(3)
 	c.settled(next, 3, 4)
 }
 
@@ -261,7 +282,7 @@ func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
 // the group works on.
 func TestADeadNewMajorityIsRefused(t *testing.T) {
 	t.Parallel()
-	const timeout = 500 * ms
+	const timeout = time.Second
 	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: timeout, CatchupTimeout: time.Hour})
 	c.startLed()
 	c.stop(3)
@@ -292,13 +313,14 @@ func TestADeadNewMajorityIsRefused(t *testing.T) {
 // the change is finished without a client when they are back.
 func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
 	c.net.set(noConf(isJoint, 2, 3))
 	p := c.change(0, c.voters(2, 3))
 	c.inStage(0, StageJoint)
 	c.stop(2)
 	c.stop(3)
+	c.outOfReach(0)
 	err := p.wait()
 	assert.ErrorIs(t, err, ErrUnknownOutcome)
 	assert.ErrorIs(t, err, ErrQuorumLost)
@@ -382,7 +404,7 @@ func TestALeaderWhoseDiskFailsEndsTheChange(t *testing.T) {
 		{StageJoint, noConf(isJoint, 1, 2, 3, 4), ErrUnknownOutcome},
 	} {
 		t.Run(test.stage.String(), func(t *testing.T) {
-			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 400 * ms, CatchupTimeout: time.Hour})
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
 			c.startLed()
 			c.net.set(test.network)
 			p := c.change(0, c.voters(0, 3, 4))
@@ -399,6 +421,7 @@ func TestALeaderWhoseDiskFailsEndsTheChange(t *testing.T) {
 			assert.ErrorIs(t, err, ErrIO, "why")
 			c.status(0, func(s Status) bool { return s.Role == RoleFailed }, "it has not failed")
 			c.net.set()
+			c.missed(0)
 			c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "the others have no leader")
 			c.settled(c.conf, 1, 2)
 			c.changeTo(c.voters(1, 2, 3))

@@ -45,12 +45,13 @@ func TestResetOfAnEmptyReplicaFoundsAGroup(t *testing.T) {
 // braft: SetPeer2, set_peer. The majority is lost for good; one is left, and gets fresh peers.
 func TestResetAfterTheMajorityIsLost(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
 	c.propose("one")
 	c.sameData(0, 1, 2)
 	c.wipe(1)
 	c.wipe(2)
+	c.outOfReach(0)
 	n := c.nodes[0]
 	before := c.status(0, func(s Status) bool { return s.Role != RoleLeader }, "it leads without a majority")
 	require.NoError(t, n.ResetPeers(c.conf), "what is in force already")
@@ -116,7 +117,7 @@ func TestAResetSurvivesRestarts(t *testing.T) {
 // H-12: a joint configuration whose old majority is lost is reset to its own new half, which is no no-op.
 func TestResetEndsAJointConfiguration(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
 	c.propose("one")
 	next := c.voters(0, 3)
@@ -125,6 +126,7 @@ func TestResetEndsAJointConfiguration(t *testing.T) {
 	c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "the new majority does not get it")
 	c.stop(1)
 	c.stop(2)
+	c.outOfReach(0)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
 	s := c.nodes[0].Status()
 	require.Equal(t, next, s.Conf)

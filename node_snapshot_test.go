@@ -77,10 +77,10 @@ func (c *cluster) restartErr(i int) error {
 // A snapshot takes the place of the entries it includes, and a restart begins with it: nothing of it is applied again,
 // nothing is missing. That it can be done again without a new entry is S23.
 func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
-	c := snapshotGroup(t, 3, 3, NodeOptions{})
+	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
 	c.proposeMany("a", 20)
-	require.NoError(t, c.save(0))
+	c.saveAndCut(0)
 	s := c.nodes[0].Status()
 	assert.Equal(t, s.AppliedIndex, s.Snapshot.Index)
 	assert.Equal(t, s.Snapshot.Index+1, s.FirstIndex, "the log is cut")
@@ -90,11 +90,18 @@ func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
 	assert.Equal(t, 1, c.fsms[0].saves)
 	c.proposeMany("b", 3)
 	want := c.sameData(0, 1, 2)
-	for range 2 { // S22: the second time there is nothing in the log but what the snapshot includes
+	for round := range 2 { // S22: the second time there is nothing in the log but what the snapshot includes
 		for i := range 3 {
 			c.stop(i)
 		}
-		c.startAll()
+		c.start(0)
+		if s := c.nodes[0].Status(); round == 1 {
+			term, last := c.nodes[0].lm.tail()
+			assert.Equal(t, []int64{s.Snapshot.Term, s.Snapshot.Index}, []int64{term, last}, "where the log ends")
+			assert.Equal(t, last+1, s.FirstIndex)
+		}
+		c.start(1)
+		c.start(2)
 		c.ready()
 		for i := range 3 {
 			c.read(i) // all that is committed is applied
@@ -104,7 +111,8 @@ func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
 		assert.Empty(t, c.fsms[1].loaded(), "it has not saved any")
 		assert.Equal(t, "0,1,2", c.name(c.nodes[0].Status().Conf))
 		c.ready()
-		require.NoError(t, c.save(0))
+		c.status(0, func(s Status) bool { return s.AppliedIndex == s.LastIndex }, "not all is applied")
+		c.saveAndCut(0)
 	}
 	c.propose("c")
 	assert.Equal(t, append(want, "c"), c.sameData(0, 1, 2))

@@ -275,7 +275,7 @@ func TestFullDiskRefusesAndResumes(t *testing.T) {
 // Close at any moment: no goroutine is left, which TestMain checks, and everybody gets an answer.
 func TestCloseAtAnyMoment(t *testing.T) {
 	for i := range 30 {
-		c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 20 * time.Millisecond})
+		c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 20 * ms})
 		c.startAll()
 		deadline := time.Now().Add(time.Duration(i) * 3 * time.Millisecond)
 		var open atomic.Int64
