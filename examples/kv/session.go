@@ -8,10 +8,10 @@ import (
 	"sync/atomic"
 )
 
-// session is one client's connection. One goroutine reads commands and begins them, another writes the answers;
-// in between nobody waits, so that a client may have as many commands under way as the outbox allows.
+// session is one client's connection. Its reader reads commands and begins them, its querier carries out queries, and its writer
+// writes the answers; in between nobody waits, so that a client may have as many commands under way as the outbox allows.
 //
-// Ownership: the fields below "the reader's" are its own; name is read by CLIENT LIST too.
+// Ownership: the three are goroutines of serve. The fields below "the reader's" are its own; name is read by CLIENT LIST too.
 type session struct {
 	r    *replica
 	conn net.Conn
@@ -42,17 +42,16 @@ func newSession(r *replica, conn net.Conn, id int64) *session {
 
 // serve handles the connection until its end.
 func (s *session) serve() {
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		s.writeAll()
-	}()
+	var writer, querier sync.WaitGroup
+	writer.Go(s.writeAll)
+	querier.Go(s.queryAll)
 	if err := s.readAll(); err != nil {
 		s.reply(errorReply(err.Error()))
 	}
 	s.out.finish()
-	<-written
+	writer.Wait()
 	s.close()
+	querier.Wait()
 }
 
 // close ends the connection at once; whoever waits for it is let go.
@@ -253,24 +252,50 @@ func (w *write) settle(result any, err error) {
 	s.seq.endWrite()
 }
 
-// beginRead carries out a query once this replica has confirmed that it knows everything that was acknowledged.
-func (s *session) beginRead(slot int, query func(*keyspace) *reply) {
+// read is a query under way.
+type read struct {
+	s      *session
+	number uint64
+	slot   int
+	query  query
+
+	// The sequencer's.
+	confirmed bool
+	err       error // why it is not carried out; set when it is confirmed
+}
+
+// beginRead has a query carried out once this replica has confirmed that it knows everything that was acknowledged.
+func (s *session) beginRead(slot int, query query) {
 	number, ok := s.out.reserve(s.proto)
 	if !ok {
 		return
 	}
-	s.seq.beginRead()
-	s.r.node.ReadIndexAsync(func(_ int64, err error) {
-		if err != nil {
-			s.out.answer(number, s.r.refusal(err, slot))
-			s.seq.endRead()
-			return
+	r := &read{s: s, number: number, slot: slot, query: query}
+	s.seq.beginRead(r)
+	s.r.node.ReadIndexAsync(r.confirm)
+}
+
+// confirm says that the query may be carried out. It runs on goroutines of the library on which others wait, such as the one that reads what
+// another replica answers; so it leaves the query to the connection's own.
+func (r *read) confirm(_ int64, err error) { r.s.seq.confirm(r, err) }
+
+// queryAll carries out the queries as their turn comes.
+func (s *session) queryAll() {
+	var reads []*read
+	for ok := true; ok; {
+		clear(reads)
+		reads, ok = s.seq.next(reads[:0])
+		for _, r := range reads {
+			s.out.answer(r.number, r.run())
 		}
-		s.seq.confirm(func() {
-			s.out.answer(number, s.r.machine.read(query))
-			s.seq.endRead()
-		})
-	})
+	}
+}
+
+func (r *read) run() *reply {
+	if r.err != nil {
+		return r.s.r.refusal(r.err, r.slot)
+	}
+	return r.s.r.machine.read(r.query)
 }
 
 // unknownCommand is Redis's answer to a name that it does not know.
