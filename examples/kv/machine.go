@@ -177,6 +177,14 @@ func (m *machine) read(f func(*keyspace) *reply) *reply {
 	return f(&m.keys)
 }
 
+// scan appends the keys of the next bucket that has some, from cursor on, and returns where to go on; 0 is the end.
+func (m *machine) scan(cursor uint64, dst []string) (keys []string, next uint64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	next = m.keys.scan(cursor, 1, func(key string) { dst = append(dst, key) })
+	return dst, next
+}
+
 // digest returns the keys' digest and the index it belongs to.
 func (m *machine) digest() (index int64, digest uint64, size int) {
 	m.mu.RLock()

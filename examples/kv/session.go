@@ -295,7 +295,7 @@ func (r *read) run() *reply {
 	if r.err != nil {
 		return r.s.r.refusal(r.err, r.slot)
 	}
-	return r.s.r.machine.read(r.query)
+	return r.query(r.s.r.machine)
 }
 
 // unknownCommand is Redis's answer to a name that it does not know.
