@@ -38,7 +38,7 @@ func TestOutboxKeepsTheOrder(t *testing.T) {
 	}
 	go func() {
 		for range n {
-			number, _ := o.reserve(2)
+			number, _ := o.reserve(2, 1)
 			work <- number
 		}
 		close(work)
@@ -65,7 +65,7 @@ func TestOutboxStopsReadingWhenTooMuchIsUnanswered(t *testing.T) {
 		var reserved atomic.Int64
 		go func() {
 			for range maxUnanswered + 5 {
-				if _, ok := o.reserve(2); !ok {
+				if _, ok := o.reserve(2, 1); !ok {
 					return
 				}
 				reserved.Add(1)

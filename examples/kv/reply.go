@@ -70,6 +70,15 @@ func boolReply(b bool) *reply {
 	return replyZero
 }
 
+// size is how many bytes the reply keeps in memory, or more.
+func (r *reply) size() int {
+	n := perItem + len(r.text) + len(r.bytes) + perItem*len(r.list)
+	for _, b := range r.list {
+		n += len(b)
+	}
+	return n
+}
+
 // encode appends the reply in version 2 or 3 of the protocol.
 func (r *reply) encode(dst []byte, proto int) []byte {
 	switch r.kind {

@@ -74,8 +74,8 @@ func (s *session) readAll() error {
 		if size > 0 {
 			start += size
 			if len(args) > 0 {
-				s.args = args
 				s.dispatch(args)
+				s.args, s.op.args = emptied(args), emptied(s.op.args)
 			}
 			continue
 		}
@@ -106,6 +106,18 @@ func makeRoom(buf []byte, start, end int) (roomy []byte, newStart, newEnd int) {
 	return buf, 0, kept
 }
 
+// maxKeptArgs keeps what one command with many arguments has taken from staying with its connection.
+const maxKeptArgs = 1 << 10
+
+// emptied is args to be used again. They hold no buffer that was given back.
+func emptied(args [][]byte) [][]byte {
+	if cap(args) > maxKeptArgs {
+		return nil
+	}
+	clear(args)
+	return args[:0]
+}
+
 // writeAll writes the answers, as many at once as are there.
 func (s *session) writeAll() {
 	var slots []outSlot
@@ -114,8 +126,12 @@ func (s *session) writeAll() {
 		if slots, ok = s.out.take(slots[:0]); !ok {
 			return
 		}
-		for i, slot := range slots {
+		size := 0 // of what is in buf
+		for i := range slots {
+			slot := slots[i]
+			slots[i] = outSlot{}
 			buf = slot.reply.encode(buf, int(slot.proto))
+			size += slot.size
 			if len(buf) < writeBuffer && i < len(slots)-1 {
 				continue
 			}
@@ -126,14 +142,15 @@ func (s *session) writeAll() {
 			if buf = buf[:0]; cap(buf) > 4*writeBuffer {
 				buf = nil
 			}
+			s.out.written(size)
+			size = 0
 		}
-		clear(slots)
 	}
 }
 
 // reply answers the current command at once.
 func (s *session) reply(r *reply) {
-	if number, ok := s.out.reserve(s.proto); ok {
+	if number, ok := s.out.reserve(s.proto, r.size()); ok {
 		s.out.answer(number, r)
 	}
 }
@@ -150,7 +167,7 @@ func (s *session) dispatch(args [][]byte) {
 		r := cmd.local(s, args) // may change the protocol's version, HELLO's own answer included
 		s.reply(r)
 	case cmd.later != nil:
-		if number, ok := s.out.reserve(s.proto); ok {
+		if number, ok := s.out.reserve(s.proto, weight(args)); ok {
 			cmd.later(s, args, func(r *reply) { s.out.answer(number, r) })
 		}
 	default:
@@ -180,7 +197,7 @@ func (s *session) dispatchKeys(cmd *command, args [][]byte) {
 			s.reply(moved)
 			return
 		}
-		s.beginWrite(slot)
+		s.beginWrite(slot, weight(args))
 		return
 	}
 	query, refused := cmd.read(args)
@@ -191,7 +208,19 @@ func (s *session) dispatchKeys(cmd *command, args [][]byte) {
 		s.reply(refused)
 		return
 	}
-	s.beginRead(slot, query)
+	s.beginRead(slot, weight(args), query)
+}
+
+// perItem is what an argument, an item of an answer, or an answer, keeps in memory besides its bytes, or more.
+const perItem = 64
+
+// weight is how many bytes a command keeps while it is under way, or more.
+func weight(args [][]byte) int {
+	n := perItem * (1 + len(args))
+	for _, arg := range args {
+		n += len(arg)
+	}
+	return n
 }
 
 // write is a proposal under way. It is pooled, with its closure, so that a write costs no allocation but the
@@ -218,12 +247,12 @@ func newWrite() *write {
 // maxPooledWrite keeps single large values from staying in the pool.
 const maxPooledWrite = 16 << 10
 
-// beginWrite proposes s.op.
-func (s *session) beginWrite(slot int) {
+// beginWrite proposes s.op, of a command of that weight.
+func (s *session) beginWrite(slot, weight int) {
 	if !s.seq.beginWrite() {
 		return
 	}
-	number, ok := s.out.reserve(s.proto)
+	number, ok := s.out.reserve(s.proto, weight)
 	if !ok {
 		s.seq.endWrite()
 		return
@@ -265,8 +294,8 @@ type read struct {
 }
 
 // beginRead has a query carried out once this replica has confirmed that it knows everything that was acknowledged.
-func (s *session) beginRead(slot int, query query) {
-	number, ok := s.out.reserve(s.proto)
+func (s *session) beginRead(slot, weight int, query query) {
+	number, ok := s.out.reserve(s.proto, weight)
 	if !ok {
 		return
 	}
@@ -283,10 +312,13 @@ func (r *read) confirm(_ int64, err error) { r.s.seq.confirm(r, err) }
 func (s *session) queryAll() {
 	var reads []*read
 	for ok := true; ok; {
-		clear(reads)
 		reads, ok = s.seq.next(reads[:0])
-		for _, r := range reads {
+		for i, r := range reads {
+			if !s.out.admit(r.number) {
+				return
+			}
 			s.out.answer(r.number, r.run())
+			reads[i] = nil
 		}
 	}
 }
