@@ -138,8 +138,8 @@ func (a *app) onLeader(ctx context.Context, c *client, again graft.Code, do func
 	}
 }
 
-// carryOut sends an order and waits for its outcome. All the time the leader is asked how far it is, whether somebody looks or not: so
-// a connection over which nothing comes any more is noticed.
+// carryOut sends an order and waits for its outcome. All the time the leader is asked how far it is, whether somebody
+// looks or not: so a connection over which nothing comes any more is noticed.
 func (a *app) carryOut(ctx context.Context, c *client, leader graft.PeerID, title string, o order) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -184,8 +184,8 @@ func (a *app) carryOut(ctx context.Context, c *client, leader graft.PeerID, titl
 	}
 }
 
-// leave says what becomes of an order that is waited for no more. It waits for a last status: what the leader has answered by then counts,
-// and that the change goes on is said only if that shows it.
+// leave says what becomes of an order that is waited for no more. It waits for a last status: what the leader has
+// answered by then counts, and that the change goes on is said only if that shows it.
 func (a *app) leave(ctx context.Context, leader graft.PeerID, o order, reply, status <-chan rpc.Reply) error {
 	shown := new(raftpb.GroupStatusResponse)
 	select {

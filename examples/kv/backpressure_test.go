@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A client that sends and does not take its answers is not read from any more when they have come to so many bytes; when it does take
-// them it gets all.
+// A client that sends and does not take its answers is not read from any more when they have come to so many bytes;
+// when it does take them it gets all.
 func TestAConnectionKeepsABoundedNumberOfBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 3 * maxKept / 2 >> 20

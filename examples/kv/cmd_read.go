@@ -142,11 +142,11 @@ func readScan(args [][]byte) (query, *reply) {
 	}, nil
 }
 
-// scanKeys looks at the keys from cursor on, each of which costs its length times cost, and returns those that match and where to go
-// on. ok is false if a single cursor's are more than an answer may have.
+// scanKeys looks at the keys from cursor on, each of which costs its length times cost, and returns those that match
+// and where to go on. ok is false if a single cursor's are more than an answer may have.
 //
-// It takes one bucket after the other and matches without the machine's lock, under which nothing could be applied. Each bucket is seen as
-// it is at some moment after the read was confirmed: SCAN promises no more.
+// It takes one bucket after the other and matches without the machine's lock, under which nothing could be applied.
+// Each bucket is seen as it is at some moment after the read was confirmed: SCAN promises no more.
 func scanKeys(m *machine, cursor uint64, count, cost int, match func(key string) bool) (next uint64, keys []string, ok bool) {
 	var bucket []string
 	for work, size := 0, 0; count > 0 && work < scanWork && size < scanBytes; {

@@ -19,7 +19,7 @@ import (
 // digests on all replicas.
 //
 // Ownership: the node's goroutine writes, anybody reads. mu is a leaf lock; it is not held while a
-// proposer is answered, for answering may run reads that wait for it.
+// proposer is answered.
 type machine struct {
 	graft.BaseStateMachine
 	self     graft.PeerID

@@ -11,11 +11,12 @@ const (
 
 // outbox puts the answers of one connection into the order of its commands, however they come in.
 //
-// Invariants: slots[head:] are the commands that were reserved and not taken, oldest first; each is answered
-// once. What is taken is always the oldest and answered. kept is the sum of their sizes, and of those that were taken and are not
+// Invariants: slots[head:] are the commands that were reserved and not taken, oldest first; each is answered once. What
+// is taken is always the oldest and answered. kept is the sum of their sizes, and of those that were taken and are not
 // written yet.
 //
-// Ownership: the connection's reader reserves, its querier is admitted, its writer takes, anybody answers. mu is a leaf lock.
+// Ownership: the connection's reader reserves, its querier is admitted, its writer takes, anybody answers. mu is a leaf
+// lock.
 type outbox struct {
 	mu         sync.Mutex
 	answered   sync.Cond // the writer waits: the oldest command is answered, or there is nothing more to come
@@ -45,8 +46,8 @@ func newOutbox() *outbox {
 	return o
 }
 
-// reserve makes a place for the answer of the next command, which keeps size bytes until then. It waits for room; ok is false
-// if the client is gone.
+// reserve makes a place for the answer of the next command, which keeps size bytes until then. It waits for room; ok is
+// false if the client is gone.
 func (o *outbox) reserve(proto, size int) (number uint64, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -75,8 +76,8 @@ func (o *outbox) hasRoom(size int) bool {
 	return o.unanswered < maxUnanswered && len(o.slots)-o.head < maxUnsent && (o.kept == 0 || o.kept+size <= maxKept)
 }
 
-// admit waits until there is room for an answer whose size nobody knows before. There always is for the oldest command's, which all
-// others wait for. ok is false if the client is gone.
+// admit waits until there is room for an answer whose size nobody knows before. There always is for the oldest
+// command's, which all others wait for. ok is false if the client is gone.
 func (o *outbox) admit(number uint64) (ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

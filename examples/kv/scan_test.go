@@ -14,7 +14,8 @@ import (
 	"github.com/graft-raft/graft"
 )
 
-// However many keys and however dear a pattern a client asks for, one SCAN ends after some work; the iteration misses nothing.
+// However many keys and however dear a pattern a client asks for, one SCAN ends after some work; the iteration misses
+// nothing.
 func TestScanEndsEarly(t *testing.T) {
 	g := newTestGroup(t, 1, 1)
 	c := dialRaw(t, g.cfgs[g.waitLeader()].redis)

@@ -5,14 +5,14 @@ import "sync"
 // sequencer keeps reads and writes of one connection in order, though neither waits for its own kind: a read sees
 // the writes that were sent before it, and none of those that were sent after.
 //
-// Writes are ordered by the log. Reads are carried out one after the other, in the order they were sent in, each when its read
-// index is confirmed and the writes before it are settled; a write is not proposed before the reads before it are
-// carried out.
+// Writes are ordered by the log. Reads are carried out one after the other, in the order they were sent in, each when
+// its read index is confirmed and the writes before it are settled; a write is not proposed before the reads before it
+// are carried out.
 //
 // Invariant: all writes under way were sent before all reads under way.
 //
-// Ownership: the connection's reader begins, its querier takes reads and ends them, anybody confirms reads and ends writes. mu is a
-// leaf lock; reads run without it.
+// Ownership: the connection's reader begins, its querier takes reads and ends them, anybody confirms reads and ends
+// writes. mu is a leaf lock; reads run without it.
 type sequencer struct {
 	mu      sync.Mutex
 	clear   sync.Cond // the connection's reader waits: no read is under way

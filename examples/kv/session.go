@@ -8,10 +8,12 @@ import (
 	"sync/atomic"
 )
 
-// session is one client's connection. Its reader reads commands and begins them, its querier carries out queries, and its writer
-// writes the answers; in between nobody waits, so that a client may have as many commands under way as the outbox allows.
+// session is one client's connection. Its reader reads commands and begins them, its querier carries out queries, and
+// its writer writes the answers; in between nobody waits, so that a client may have as many commands under way as the
+// outbox allows.
 //
-// Ownership: the three are goroutines of serve. The fields below "the reader's" are its own; name is read by CLIENT LIST too.
+// Ownership: the three are goroutines of serve. The fields below "the reader's" are its own; name is read by CLIENT
+// LIST too.
 type session struct {
 	r    *replica
 	conn net.Conn
@@ -304,8 +306,8 @@ func (s *session) beginRead(slot, weight int, query query) {
 	s.r.node.ReadIndexAsync(r.confirm)
 }
 
-// confirm says that the query may be carried out. It runs on goroutines of the library on which others wait, such as the one that reads what
-// another replica answers; so it leaves the query to the connection's own.
+// confirm says that the query may be carried out. It runs on goroutines of the library on which others wait, such as
+// the one that reads what another replica answers; so it leaves the query to the connection's own.
 func (r *read) confirm(_ int64, err error) { r.s.seq.confirm(r, err) }
 
 // queryAll carries out the queries as their turn comes.
