@@ -138,7 +138,8 @@ func (a *app) onLeader(ctx context.Context, c *client, again graft.Code, do func
 	}
 }
 
-// carryOut sends an order and waits for its outcome.
+// carryOut sends an order and waits for its outcome. All the time the leader is asked how far it is, whether somebody
+// looks or not: so a connection over which nothing comes any more is noticed.
 func (a *app) carryOut(ctx context.Context, c *client, leader graft.PeerID, title string, o order) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -146,46 +147,95 @@ func (a *app) carryOut(ctx context.Context, c *client, leader graft.PeerID, titl
 	reply := c.send(leader.Address, o.service, o.method, o.request, 0)
 	w := a.newProgress(title)
 	defer w.clear()
-	// While a reply of the status is under way no other is asked for.
-	var status <-chan rpc.Reply
-	look := func() {
-		if status == nil && w != nil {
-			status = c.send(leader.Address, adminService, "Status", &raftpb.GroupStatusRequest{GroupId: c.group, PeerId: text(leader)}, patience)
+	silent := false // the leader does not tell how far it is: it is a server of braft
+	ask := func() <-chan rpc.Reply {
+		return c.send(leader.Address, adminService, "Status", &raftpb.GroupStatusRequest{GroupId: c.group, PeerId: text(leader)}, patience)
+	}
+	look := func() <-chan rpc.Reply {
+		if silent {
+			return c.send(leader.Address, cliService, "get_leader", &raftpb.GetLeaderRequest{GroupId: c.group, PeerId: text(leader)}, patience)
 		}
+		return ask()
 	}
 	tick := time.NewTicker(statusInterval)
 	defer tick.Stop()
-	for look(); ; {
+	for status := look(); ; {
 		select {
 		case r := <-reply:
 			return decode(leader.Address, r, o.answer)
 		case r := <-status:
 			status = nil
 			m := new(raftpb.GroupStatusResponse)
-			if err := decode(leader.Address, r, m); remoteCode(err) == codeNoMethod {
+			switch {
+			case silent:
+			case r.Err == nil && r.Code == codeNoMethod:
+				silent = true
 				w.silent(leader)
-				w = nil
-			} else if err == nil {
+			case decode(leader.Address, r, m) == nil:
 				w.show(m)
 			}
 		case <-tick.C:
-			look()
+			if status == nil { // while a reply is under way no other is asked for
+				status = look()
+			}
 		case <-ctx.Done():
-			return a.leftAlone(ctx, leader)
+			return a.leave(ctx, leader, o, reply, ask())
 		}
 	}
 }
 
-// leftAlone says what goes on although nobody waits for it any more.
-func (a *app) leftAlone(ctx context.Context, leader graft.PeerID) error {
+// leave says what becomes of an order that is waited for no more. It waits for a last status: what the leader has
+// answered by then counts, and that the change goes on is said only if that shows it.
+func (a *app) leave(ctx context.Context, leader graft.PeerID, o order, reply, status <-chan rpc.Reply) error {
+	shown := new(raftpb.GroupStatusResponse)
+	select {
+	case r := <-reply:
+		return decode(leader.Address, r, o.answer)
+	case r := <-status:
+		if decode(leader.Address, r, shown) != nil {
+			shown = nil
+		}
+	}
+	select {
+	case r := <-reply: // both have come
+		return decode(leader.Address, r, o.answer)
+	default:
+	}
 	why := "interrupted"
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		why = "not done within --timeout"
+	}
+	if !o.shownBy(shown) {
+		return &failure{
+			Message: fmt.Sprintf("%s; the leader, %v, does not show the change: it may have been made, or may yet be", why, leader),
+			Hint:    "See what became of it: " + a.invocation("peers"), Outcome: outcomeUnknown,
+		}
 	}
 	return &failure{
 		Message: fmt.Sprintf("%s; the change goes on at the leader, %v", why, leader), Outcome: outcomeRunning,
 		Hint: "See how far it is: " + a.invocation("status") + "\nCall it off:        " + a.invocation("cancel"),
 	}
+}
+
+// shownBy reports whether a status shows the change that was ordered, and not another one.
+func (o order) shownBy(s *raftpb.GroupStatusResponse) bool {
+	from, err := configuration(s.GetChange().GetFromPeers())
+	to, err2 := configuration(s.GetChange().GetToPeers())
+	if err != nil || err2 != nil || to.Empty() {
+		return false
+	}
+	switch m := o.request.(type) {
+	case *raftpb.AddPeerRequest:
+		p, err := graft.ParsePeerID(m.GetPeerId())
+		return err == nil && !from.ContainsVoter(p) && to.ContainsVoter(p)
+	case *raftpb.RemovePeerRequest:
+		p, err := graft.ParsePeerID(m.GetPeerId())
+		return err == nil && from.Contains(p) && !to.Contains(p)
+	case interface{ GetNewPeers() []string }:
+		want, err := configuration(m.GetNewPeers())
+		return err == nil && to.Equal(want)
+	}
+	return false
 }
 
 // explainChange says what has become of a change that did not succeed.

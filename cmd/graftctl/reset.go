@@ -114,14 +114,18 @@ func (r resetResult) print(w io.Writer) {
 func (a *app) reset(ctx context.Context, c *client, at graft.PeerID, conf graft.Configuration) (result, error) {
 	err := c.order(ctx, at.Address, cliService, "reset_peer",
 		&raftpb.ResetPeerRequest{GroupId: c.group, PeerId: text(at), NewPeers: names(conf)}, new(raftpb.ResetPeerResponse))
-	switch lost := new(lostError); {
+	lost, remote := new(lostError), new(remoteError)
+	switch {
 	case errors.As(err, &lost) && lost.unsent():
 		return nil, &failure{Message: lost.Error(), Hint: "Nothing was changed. Check --peer.", Outcome: outcomeNone}
 	case errors.As(err, &lost), ctx.Err() != nil && err != nil:
 		return nil, &failure{Message: fmt.Sprintf("no answer from %v: it may have been reset, or may yet be", at),
 			Hint: "See whether it was: " + a.invocation("status"), Outcome: outcomeUnknown}
+	case errors.As(err, &remote) && remote.is(graft.ErrUnknownOutcome):
+		return nil, &failure{Message: remote.Error(), Code: remote.code,
+			Hint: "It may have been reset, or may yet be. See whether it was: " + a.invocation("status"), Outcome: outcomeUnknown}
 	case err != nil:
-		return nil, err
+		return nil, a.explainChange(err)
 	}
 	return resetResult{Group: a.group, Peer: at, Peers: names(conf), conf: conf}, nil
 }

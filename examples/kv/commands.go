@@ -16,7 +16,7 @@ type command struct {
 	later func(s *session, args [][]byte, answer func(*reply))
 	// read returns the query that answers once the read is known to be linearizable, or why there is none. The
 	// arguments must not be used after it returned.
-	read func(args [][]byte) (query func(*keyspace) *reply, refused *reply)
+	read func(args [][]byte) (q query, refused *reply)
 	// write fills in the operation to propose, or returns why there is none.
 	write func(s *session, o *op, args [][]byte) (refused *reply)
 }

@@ -19,7 +19,7 @@ import (
 // digests on all replicas.
 //
 // Ownership: the node's goroutine writes, anybody reads. mu is a leaf lock; it is not held while a
-// proposer is answered, for answering may run reads that wait for it.
+// proposer is answered.
 type machine struct {
 	graft.BaseStateMachine
 	self     graft.PeerID
@@ -175,6 +175,14 @@ func (m *machine) read(f func(*keyspace) *reply) *reply {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return f(&m.keys)
+}
+
+// scan appends the keys of the next bucket that has some, from cursor on, and returns where to go on; 0 is the end.
+func (m *machine) scan(cursor uint64, dst []string) (keys []string, next uint64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	next = m.keys.scan(cursor, 1, func(key string) { dst = append(dst, key) })
+	return dst, next
 }
 
 // digest returns the keys' digest and the index it belongs to.

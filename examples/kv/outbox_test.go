@@ -38,7 +38,7 @@ func TestOutboxKeepsTheOrder(t *testing.T) {
 	}
 	go func() {
 		for range n {
-			number, _ := o.reserve(2)
+			number, _ := o.reserve(2, 1)
 			work <- number
 		}
 		close(work)
@@ -65,7 +65,7 @@ func TestOutboxStopsReadingWhenTooMuchIsUnanswered(t *testing.T) {
 		var reserved atomic.Int64
 		go func() {
 			for range maxUnanswered + 5 {
-				if _, ok := o.reserve(2); !ok {
+				if _, ok := o.reserve(2, 1); !ok {
 					return
 				}
 				reserved.Add(1)
@@ -87,32 +87,67 @@ func TestOutboxStopsReadingWhenTooMuchIsUnanswered(t *testing.T) {
 func TestReadsWaitForEarlierWritesAndHoldUpLaterOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSequencer()
+		var mu sync.Mutex
+		var carriedOut []uint64
+		done, goOn := make(chan struct{}), make(chan struct{})
+		go func() { // the querier
+			defer close(done)
+			for reads, ok := s.next(nil); ok; reads, ok = s.next(nil) {
+				<-goOn
+				mu.Lock()
+				for _, r := range reads {
+					carriedOut = append(carriedOut, r.number)
+				}
+				mu.Unlock()
+			}
+		}()
+		were := func(want ...uint64) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			assert.Equal(t, want, carriedOut)
+		}
+		var wrote atomic.Int64
+		write := func() {
+			go func() {
+				if s.beginWrite() {
+					wrote.Add(1)
+				}
+			}()
+			synctest.Wait()
+		}
 		require.True(t, s.beginWrite())
 		require.True(t, s.beginWrite())
-		read := false
-		s.beginRead()
-		s.confirm(func() { read = true; s.endRead() })
-		assert.False(t, read, "before the writes are settled")
+		reads := []*read{{number: 1}, {number: 2}, {number: 3}}
+		for _, r := range reads {
+			s.beginRead(r)
+		}
+		s.confirm(reads[1], nil)
+		s.confirm(reads[0], nil)
+		close(goOn)
+		were()
 		s.endWrite()
-		assert.False(t, read, "before both are")
+		were() // not before both writes are settled
 		s.endWrite()
-		assert.True(t, read)
+		were(1, 2)
+		write()
+		assert.Zero(t, wrote.Load(), "before all reads are carried out")
+		goOn = make(chan struct{})
+		s.confirm(reads[2], nil)
+		synctest.Wait()
+		assert.Zero(t, wrote.Load(), "while the last read is carried out")
+		close(goOn)
+		were(1, 2, 3)
+		assert.EqualValues(t, 1, wrote.Load())
 
-		s.beginRead()
-		wrote := false
-		go func() { wrote = s.beginWrite() }()
-		synctest.Wait()
-		assert.False(t, wrote, "before the read is carried out")
-		s.confirm(s.endRead)
-		synctest.Wait()
-		assert.True(t, wrote)
-
 		s.endWrite()
-		s.beginRead()
-		go func() { wrote = s.beginWrite() }()
-		synctest.Wait()
+		s.beginRead(&read{number: 4})
+		write()
 		s.close()
+		<-done
 		synctest.Wait()
-		assert.False(t, wrote, "the client is gone")
+		assert.EqualValues(t, 1, wrote.Load(), "the client is gone")
+		s.confirm(&read{number: 5}, nil) // too late, and harmless
 	})
 }

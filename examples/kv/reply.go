@@ -40,6 +40,7 @@ var (
 	replyOverflow  = errorReply("ERR increment or decrement would overflow")
 	replyTooLong   = errorReply("ERR string exceeds maximum allowed size (16 MiB)")
 	replyTooMuch   = errorReply("ERR the values together exceed 64 MiB; ask for fewer keys at a time")
+	replyManyKeys  = errorReply("ERR the keys of one cursor exceed 64 MiB; a narrower MATCH finds fewer")
 	replyPattern   = errorReply("ERR pattern exceeds 1024 bytes")
 	replyKeyLong   = errorReply("ERR key exceeds maximum allowed size (64 KiB)")
 	replySyntax    = errorReply("ERR syntax error")
@@ -67,6 +68,15 @@ func boolReply(b bool) *reply {
 		return replyOne
 	}
 	return replyZero
+}
+
+// size is how many bytes the reply keeps in memory, or more.
+func (r *reply) size() int {
+	n := perItem + len(r.text) + len(r.bytes) + perItem*len(r.list)
+	for _, b := range r.list {
+		n += len(b)
+	}
+	return n
 }
 
 // encode appends the reply in version 2 or 3 of the protocol.

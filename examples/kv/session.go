@@ -8,10 +8,12 @@ import (
 	"sync/atomic"
 )
 
-// session is one client's connection. One goroutine reads commands and begins them, another writes the answers;
-// in between nobody waits, so that a client may have as many commands under way as the outbox allows.
+// session is one client's connection. Its reader reads commands and begins them, its querier carries out queries, and
+// its writer writes the answers; in between nobody waits, so that a client may have as many commands under way as the
+// outbox allows.
 //
-// Ownership: the fields below "the reader's" are its own; name is read by CLIENT LIST too.
+// Ownership: the three are goroutines of serve. The fields below "the reader's" are its own; name is read by CLIENT
+// LIST too.
 type session struct {
 	r    *replica
 	conn net.Conn
@@ -42,17 +44,16 @@ func newSession(r *replica, conn net.Conn, id int64) *session {
 
 // serve handles the connection until its end.
 func (s *session) serve() {
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		s.writeAll()
-	}()
+	var writer, querier sync.WaitGroup
+	writer.Go(s.writeAll)
+	querier.Go(s.queryAll)
 	if err := s.readAll(); err != nil {
 		s.reply(errorReply(err.Error()))
 	}
 	s.out.finish()
-	<-written
+	writer.Wait()
 	s.close()
+	querier.Wait()
 }
 
 // close ends the connection at once; whoever waits for it is let go.
@@ -75,8 +76,8 @@ func (s *session) readAll() error {
 		if size > 0 {
 			start += size
 			if len(args) > 0 {
-				s.args = args
 				s.dispatch(args)
+				s.args, s.op.args = emptied(args), emptied(s.op.args)
 			}
 			continue
 		}
@@ -107,6 +108,18 @@ func makeRoom(buf []byte, start, end int) (roomy []byte, newStart, newEnd int) {
 	return buf, 0, kept
 }
 
+// maxKeptArgs keeps what one command with many arguments has taken from staying with its connection.
+const maxKeptArgs = 1 << 10
+
+// emptied is args to be used again. They hold no buffer that was given back.
+func emptied(args [][]byte) [][]byte {
+	if cap(args) > maxKeptArgs {
+		return nil
+	}
+	clear(args)
+	return args[:0]
+}
+
 // writeAll writes the answers, as many at once as are there.
 func (s *session) writeAll() {
 	var slots []outSlot
@@ -115,8 +128,12 @@ func (s *session) writeAll() {
 		if slots, ok = s.out.take(slots[:0]); !ok {
 			return
 		}
-		for i, slot := range slots {
+		size := 0 // of what is in buf
+		for i := range slots {
+			slot := slots[i]
+			slots[i] = outSlot{}
 			buf = slot.reply.encode(buf, int(slot.proto))
+			size += slot.size
 			if len(buf) < writeBuffer && i < len(slots)-1 {
 				continue
 			}
@@ -127,14 +144,15 @@ func (s *session) writeAll() {
 			if buf = buf[:0]; cap(buf) > 4*writeBuffer {
 				buf = nil
 			}
+			s.out.written(size)
+			size = 0
 		}
-		clear(slots)
 	}
 }
 
 // reply answers the current command at once.
 func (s *session) reply(r *reply) {
-	if number, ok := s.out.reserve(s.proto); ok {
+	if number, ok := s.out.reserve(s.proto, r.size()); ok {
 		s.out.answer(number, r)
 	}
 }
@@ -151,7 +169,7 @@ func (s *session) dispatch(args [][]byte) {
 		r := cmd.local(s, args) // may change the protocol's version, HELLO's own answer included
 		s.reply(r)
 	case cmd.later != nil:
-		if number, ok := s.out.reserve(s.proto); ok {
+		if number, ok := s.out.reserve(s.proto, weight(args)); ok {
 			cmd.later(s, args, func(r *reply) { s.out.answer(number, r) })
 		}
 	default:
@@ -181,7 +199,7 @@ func (s *session) dispatchKeys(cmd *command, args [][]byte) {
 			s.reply(moved)
 			return
 		}
-		s.beginWrite(slot)
+		s.beginWrite(slot, weight(args))
 		return
 	}
 	query, refused := cmd.read(args)
@@ -192,7 +210,19 @@ func (s *session) dispatchKeys(cmd *command, args [][]byte) {
 		s.reply(refused)
 		return
 	}
-	s.beginRead(slot, query)
+	s.beginRead(slot, weight(args), query)
+}
+
+// perItem is what an argument, an item of an answer, or an answer, keeps in memory besides its bytes, or more.
+const perItem = 64
+
+// weight is how many bytes a command keeps while it is under way, or more.
+func weight(args [][]byte) int {
+	n := perItem * (1 + len(args))
+	for _, arg := range args {
+		n += len(arg)
+	}
+	return n
 }
 
 // write is a proposal under way. It is pooled, with its closure, so that a write costs no allocation but the
@@ -219,12 +249,12 @@ func newWrite() *write {
 // maxPooledWrite keeps single large values from staying in the pool.
 const maxPooledWrite = 16 << 10
 
-// beginWrite proposes s.op.
-func (s *session) beginWrite(slot int) {
+// beginWrite proposes s.op, of a command of that weight.
+func (s *session) beginWrite(slot, weight int) {
 	if !s.seq.beginWrite() {
 		return
 	}
-	number, ok := s.out.reserve(s.proto)
+	number, ok := s.out.reserve(s.proto, weight)
 	if !ok {
 		s.seq.endWrite()
 		return
@@ -253,24 +283,53 @@ func (w *write) settle(result any, err error) {
 	s.seq.endWrite()
 }
 
-// beginRead carries out a query once this replica has confirmed that it knows everything that was acknowledged.
-func (s *session) beginRead(slot int, query func(*keyspace) *reply) {
-	number, ok := s.out.reserve(s.proto)
+// read is a query under way.
+type read struct {
+	s      *session
+	number uint64
+	slot   int
+	query  query
+
+	// The sequencer's.
+	confirmed bool
+	err       error // why it is not carried out; set when it is confirmed
+}
+
+// beginRead has a query carried out once this replica has confirmed that it knows everything that was acknowledged.
+func (s *session) beginRead(slot, weight int, query query) {
+	number, ok := s.out.reserve(s.proto, weight)
 	if !ok {
 		return
 	}
-	s.seq.beginRead()
-	s.r.node.ReadIndexAsync(func(_ int64, err error) {
-		if err != nil {
-			s.out.answer(number, s.r.refusal(err, slot))
-			s.seq.endRead()
-			return
+	r := &read{s: s, number: number, slot: slot, query: query}
+	s.seq.beginRead(r)
+	s.r.node.ReadIndexAsync(r.confirm)
+}
+
+// confirm says that the query may be carried out. It runs on goroutines of the library on which others wait, such as
+// the one that reads what another replica answers; so it leaves the query to the connection's own.
+func (r *read) confirm(_ int64, err error) { r.s.seq.confirm(r, err) }
+
+// queryAll carries out the queries as their turn comes.
+func (s *session) queryAll() {
+	var reads []*read
+	for ok := true; ok; {
+		reads, ok = s.seq.next(reads[:0])
+		for i, r := range reads {
+			if !s.out.admit(r.number) {
+				return
+			}
+			s.out.answer(r.number, r.run())
+			reads[i] = nil
 		}
-		s.seq.confirm(func() {
-			s.out.answer(number, s.r.machine.read(query))
-			s.seq.endRead()
-		})
-	})
+	}
+}
+
+func (r *read) run() *reply {
+	if r.err != nil {
+		return r.s.r.refusal(r.err, r.slot)
+	}
+	return r.query(r.s.r.machine)
 }
 
 // unknownCommand is Redis's answer to a name that it does not know.
