@@ -2,6 +2,7 @@ package graft
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -236,6 +237,7 @@ type readRound struct {
 }
 
 func (n *Node) openRound(reads []read) {
+	n.rounds = slices.DeleteFunc(n.rounds, (*readRound).isOver) // so that no more are kept than may be open
 	round := &readRound{n: n, term: n.term, index: n.box.index(), openedAt: n.now, votes: newBallot(n.conf), reads: reads}
 	n.roundsOpen.Add(1)
 	n.rounds = append(n.rounds, round)
@@ -269,6 +271,12 @@ func (r *readRound) grant(p PeerID) {
 	if won {
 		r.confirm(callReads)
 	}
+}
+
+func (r *readRound) isOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
 }
 
 // end takes the readers, once.
@@ -319,11 +327,8 @@ func (n *Node) renewRounds() {
 	open := n.rounds[:0]
 	var again []read
 	for _, round := range n.rounds {
-		round.mu.Lock()
-		over := round.over
-		round.mu.Unlock()
 		switch {
-		case over:
+		case round.isOver():
 		case n.now.Sub(round.openedAt) > roundRetry*n.o.ElectionTimeout:
 			again = append(again, round.end()...)
 		default:
