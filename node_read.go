@@ -2,6 +2,7 @@ package graft
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,8 +76,10 @@ func (q *readQueue) close(err error) []read {
 // ReadIndex returns an index that makes a read linearizable, on any replica: whatever was
 // acknowledged before the call is at or below it, and it is applied here when ReadIndex
 // returns. It costs a round of messages, which concurrent calls share (Raft thesis §6.4).
-// On a follower it asks the leader. If ctx ends first the error is ErrTimeout wrapping ctx.Err(); others are ErrNotLeader,
-// ErrUnreachable, ErrOverloaded and ErrShutdown. A read changes nothing, so each may be tried again.
+// On a follower it asks the leader. If ctx ends first the error is ErrTimeout wrapping ctx.Err(). Others are, for a while: ErrNotLeader,
+// ErrUnreachable, which names the leader that cannot be reached or is shut down or has failed, and ErrOverloaded; for good: ErrShutdown
+// and ErrNodeFailed of this node itself, ErrNotSupported if the leader is braft's, ErrGroupMismatch, and ErrInvalid if the leader's
+// answer makes no sense. A read changes nothing, so each may be tried again.
 func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
 	w := n.readers.Get().(*readWaiter)
 	n.readIndex(read{done: w.done, harmless: true})
@@ -379,7 +382,7 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 	case r.Code == codeNoMethod:
 		err = &Error{Code: ErrNotSupported, Op: "read index", Group: n.group, Peer: leader}
 	case r.Code != 0:
-		err = &Error{Code: Code(r.Code), Op: "read index", Group: n.group}
+		err = n.readRefused(leader, r)
 	case proto.Unmarshal(r.Message, resp) != nil:
 		err = &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Peer: leader}
 	}
@@ -397,6 +400,20 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 		return
 	}
 	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) { n.tellReads(reads, index, err) })
+}
+
+// readRefused is what a reader here is told of the leader's error. What is wrong with that node, or with its process, is no state of
+// this one's, and passes as soon as another leads: for whoever asks here the leader cannot be reached.
+func (n *Node) readRefused(leader PeerID, r rpc.Reply) error {
+	switch code := Code(r.Code); code {
+	case ErrNotLeader:
+		return &Error{Code: code, Op: "read index", Group: n.group} // whom to ask instead it does not say
+	case ErrOverloaded, ErrGroupMismatch:
+		return &Error{Code: code, Op: "read index", Group: n.group, Peer: leader}
+	default:
+		return &Error{Code: ErrUnreachable, Op: "read index", Group: n.group, Peer: leader,
+			Err: fmt.Errorf("it serves no read: %s (error %d)", clip(r.Text), r.Code)}
+	}
 }
 
 // onReadIndex serves a follower's read.

@@ -6,6 +6,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/graft-raft/graft/internal/rpc"
 )
 
 // X5: of read rounds that are over a leader keeps none, however many there are until it looks whether it is heard.
@@ -30,4 +32,43 @@ func TestRoundsThatAreOverAreForgotten(t *testing.T) {
 			require.LessOrEqual(t, len(h.node.rounds), maxRounds)
 		}
 	})
+}
+
+// X1: what is wrong with the leader is not said of the node that was asked. Whoever asks it may try again, unless that cannot help.
+func TestAFollowersReadTellsOfTheLeadersStateAsOfTheLeaders(t *testing.T) {
+	for _, test := range []struct {
+		answer    rpc.Reply
+		code      Code
+		temporary bool
+		named     bool // the leader is, as what is wrong
+	}{
+		{rpc.Reply{Err: rpc.ErrTimeout}, ErrUnreachable, true, true},
+		{rpc.Reply{Code: int32(ErrShutdown), Text: "node is shut down"}, ErrUnreachable, true, true},
+		{rpc.Reply{Code: int32(ErrNotFound), Text: "peer_id not exist"}, ErrUnreachable, true, true},
+		{rpc.Reply{Code: int32(ErrNodeFailed), Text: "node has failed"}, ErrUnreachable, true, true},
+		{rpc.Reply{Code: codeBadRequest, Text: "Fail to parse"}, ErrUnreachable, true, true},
+		{rpc.Reply{Code: -1}, ErrUnreachable, true, true},
+		{rpc.Reply{Code: int32(ErrNotLeader), Text: "not leader"}, ErrNotLeader, true, false},
+		{rpc.Reply{Code: int32(ErrOverloaded), Text: "overloaded"}, ErrOverloaded, true, true},
+		{rpc.Reply{Code: int32(ErrGroupMismatch), Text: "another group's data"}, ErrGroupMismatch, false, true},
+		{rpc.Reply{Code: codeNoMethod, Text: "Fail to find method"}, ErrNotSupported, false, true},
+	} {
+		s := newFollower(t)
+		s.append(stagePeers[1], 1, 0, 0)
+		s.pass(10 * time.Millisecond)
+		s.node.host.rpc = deaf{s.node.host.rpc, s, methodReadIndex, func() *rpc.Reply { return &test.answer }}
+		a := s.call("read")
+		s.node.ReadIndexAsync(func(index int64, err error) { a.done(index, err) })
+		s.pass(100 * time.Millisecond)
+		require.Equal(t, 1, a.times)
+		e := new(Error)
+		require.ErrorAs(t, a.err, &e)
+		assert.Equal(t, test.code, e.Code, "%+v", test.answer)
+		assert.Equal(t, test.temporary, e.Code.Temporary(), "%+v", test.answer)
+		assert.Equal(t, test.named, e.Peer.Same(PeerID{Address: stagePeers[1]}), "%+v: %v", test.answer, e)
+		if e.Code == ErrUnreachable {
+			assert.ErrorContains(t, e.Err, test.answer.Text)
+		}
+		s.end()
+	}
 }
