@@ -103,6 +103,7 @@ type Node struct {
 	disk         diskWatch
 	rounds       []*readRound
 	forwarding   bool
+	forwarded    []read    // who waits for the answer to what is forwarded
 	lastOwn      int64     // the last index that was proposed with somebody waiting for it
 	gatherTill   time.Time // until then proposals wait for others; zero if none waits
 	builder      entry.Builder
@@ -558,6 +559,8 @@ func (n *Node) end() {
 	n.role, n.dirty = RoleShutdown, true
 	n.proposals.close(reason)
 	n.tellReads(n.reads.close(reason), 0, reason)
+	n.tellReads(n.forwarded, 0, reason)
+	n.forwarded = nil
 	n.lm.pending.add()
 	n.snap.stop(n.lm.pending.done)
 	n.fsm.shutdown()

@@ -359,21 +359,21 @@ func (n *Node) forwardReads(reads []read) {
 		n.refuseReads(reads, &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Err: err})
 		return
 	}
-	n.forwarding = true
+	n.forwarding, n.forwarded = true, reads
 	leader := n.leader
 	n.host.call(leader, rpc.Call{
 		Service: nodeService, Method: methodReadIndex, Message: [][]byte{b}, Timeout: n.o.ElectionTimeout,
-		Done: func(r rpc.Reply) {
-			if !n.post(func() { n.onForwarded(leader, reads, r) }) {
-				n.tellReads(reads, 0, &Error{Code: ErrShutdown, Op: "read index", Group: n.group})
-			}
-		},
+		Done: func(r rpc.Reply) { n.post(func() { n.onForwarded(leader, r) }) }, // after the end nobody waits for it
 	})
 }
 
 // onForwarded passes the leader's answer on to the readers.
-func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
+func (n *Node) onForwarded(leader PeerID, r rpc.Reply) {
 	n.forwarding = false
+	reads := n.forwarded
+	if n.forwarded = nil; len(reads) == 0 { // the node has ended
+		return
+	}
 	resp := new(raftpb.ReadIndexResponse)
 	var err error
 	switch {

@@ -6,8 +6,10 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/raftpb"
 )
 
 // X5: of read rounds that are over a leader keeps none, however many there are until it looks whether it is heard.
@@ -70,5 +72,62 @@ func TestAFollowersReadTellsOfTheLeadersStateAsOfTheLeaders(t *testing.T) {
 			assert.ErrorContains(t, e.Err, test.answer.Text)
 		}
 		s.end()
+	}
+}
+
+// keeping is a transport that keeps the calls of one method. Their time does not run out before the test says so.
+type keeping struct {
+	rpc.Transport
+	method string
+	calls  *[]rpc.Call
+}
+
+func (k keeping) Call(address string, c rpc.Call) {
+	if c.Method != k.method {
+		k.Transport.Call(address, c)
+		return
+	}
+	*k.calls = append(*k.calls, c)
+}
+
+// A5: who waits for the leader's answer to a forwarded read is told of the node's end before those who wait for the end are, and not once
+// more when the answer comes.
+func TestForwardedReadsEndWithTheNode(t *testing.T) {
+	index, term := int64(0), int64(1)
+	served, err := proto.Marshal(&raftpb.ReadIndexResponse{Index: &index, Term: &term})
+	require.NoError(t, err)
+	for name, answer := range map[string]rpc.Reply{
+		"an answer":              {Message: served},
+		"a refusal":              {Code: int32(ErrNotLeader)},
+		"no answer in good time": {Err: rpc.ErrTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newFollower(t)
+			s.append(stagePeers[1], 1, 0, 0)
+			s.pass(10 * time.Millisecond)
+			var calls []rpc.Call
+			s.node.host.rpc = keeping{s.node.host.rpc, methodReadIndex, &calls}
+			var reads []*owed
+			read := func() {
+				a := s.call("read")
+				s.node.ReadIndexAsync(func(index int64, err error) { a.done(index, err) })
+				s.pass(time.Millisecond)
+				reads = append(reads, a)
+			}
+			read()
+			read() // and one that waits until that is over
+			require.Len(t, calls, 1)
+			over := s.call("shutdown")
+			over.then = func() {
+				for _, a := range reads {
+					assert.Equal(t, 1, a.times, "answers when the node has ended")
+					assert.ErrorIs(t, a.err, ErrShutdown)
+				}
+			}
+			s.node.Shutdown(over.closed)
+			s.pass(time.Second)
+			calls[0].Done(answer)
+			s.end()
+		})
 	}
 }
