@@ -422,10 +422,10 @@ func (f *fsmCaller) callApply(it *Iterator) {
 		}
 	})
 	switch {
-	case !ok:
-	case it.err != nil:
-		f.rollBack(it)
+	case it.err != nil: // also if it has panicked then
+		f.rollBack(it, start)
 		return
+	case !ok:
 	default:
 		if f.applied.Load() == start {
 			f.broken(&Error{Code: ErrStateMachine, Op: "apply", Group: f.group, Index: start + 1,
@@ -436,9 +436,14 @@ func (f *fsmCaller) callApply(it *Iterator) {
 	f.unsettled(it)
 }
 
-// rollBack takes back what Iterator.Rollback asked for.
-func (f *fsmCaller) rollBack(it *Iterator) {
-	f.applied.Store(max(it.cur.Index-int64(it.undone), 0))
+// rollBack takes back what Iterator.Rollback asked for: nothing if the call, which found everything up to start applied, had not asked for
+// an entry.
+func (f *fsmCaller) rollBack(it *Iterator, start int64) {
+	if it.cur.Index > start {
+		f.applied.Store(max(it.cur.Index-int64(it.undone), 0))
+	} else if e := new(Error); errors.As(it.err, &e) {
+		e.Index = start + 1
+	}
 	f.broken(it.err)
 	f.unsettled(it)
 }
