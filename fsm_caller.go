@@ -32,6 +32,7 @@ type fsmCaller struct {
 	rested func()                   // called when everything that is committed was applied
 	grown  func(index, bytes int64) // told of what was applied
 	fail   func(err error)          // tells the node that the state machine has failed
+	aside  func(call func())        // has callbacks run that do not wait for the state machine
 	// onApplied is told of each batch: entries and bytes of proposals of this node that were settled.
 	release func(entries, bytes int64)
 
@@ -128,13 +129,6 @@ func (f *fsmCaller) wake() {
 	f.mu.Unlock()
 	if wake {
 		f.a.Post(struct{}{})
-	}
-}
-
-// settle is postFree for callbacks that must run even when the state machine is shut down: they tell of refusals.
-func (f *fsmCaller) settle(callbacks func()) {
-	if !f.postFree(callbacks) {
-		callbacks()
 	}
 }
 
@@ -275,9 +269,9 @@ func (f *fsmCaller) failWaiters(index int64, err error) {
 	if len(failed) == 0 {
 		return
 	}
-	f.settle(func() {
+	f.aside(func() {
 		for _, w := range failed {
-			f.guard("done", func() { w.done(0, err) })
+			w.done(0, err)
 		}
 	})
 }

@@ -165,6 +165,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	n.fsm.release = n.proposals.release
 	n.fsm.rested = n.releaseGathered
 	n.fsm.grown = n.snap.onApplied
+	n.fsm.aside = n.aside
 	n.fsm.fail = func(err error) { n.post(func() { n.fail(err) }) }
 	lm.onDurable = n.onDurable
 	lm.onCut = func() { n.post(n.onCut) }

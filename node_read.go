@@ -168,7 +168,7 @@ func (n *Node) takeReads() {
 			n.forwardReads(n.ownReads(n.reads.take()))
 		}
 	default:
-		n.refuseReads(n.reads.take(), n.notLeader("read index"))
+		n.tellReads(n.reads.take(), 0, n.notLeader("read index"))
 	}
 }
 
@@ -183,19 +183,8 @@ func (n *Node) ownReads(reads []read) (own []read) {
 			own = append(own, r)
 		}
 	}
-	n.refuseReads(others, n.notLeader("read index"))
+	n.tellReads(others, 0, n.notLeader("read index"))
 	return own
-}
-
-func (n *Node) refuseReads(reads []read, err error) {
-	if len(reads) == 0 {
-		return
-	}
-	if n.role == RoleShutdown { // nobody calls the state machine any more
-		n.tellReads(reads, 0, err)
-		return
-	}
-	n.fsm.settle(func() { callReads(reads, 0, err) })
 }
 
 // callReads tells readers the outcome. It must not run in a step of the node; see aside.
@@ -319,7 +308,7 @@ func (r *readRound) confirm(tell func(reads []read, index int64, err error)) {
 // failRounds ends all rounds of a leadership.
 func (n *Node) failRounds(reason error) {
 	for _, round := range n.rounds {
-		n.refuseReads(round.end(), &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
+		n.tellReads(round.end(), 0, &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
 	}
 	n.rounds = nil
 }
@@ -356,7 +345,7 @@ func (n *Node) forwardReads(reads []read) {
 	}
 	b, err := proto.Marshal(m)
 	if err != nil {
-		n.refuseReads(reads, &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Err: err})
+		n.tellReads(reads, 0, &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Err: err})
 		return
 	}
 	n.forwarding, n.forwarded = true, reads
@@ -387,7 +376,7 @@ func (n *Node) onForwarded(leader PeerID, r rpc.Reply) {
 		err = &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Peer: leader}
 	}
 	if err != nil {
-		n.refuseReads(reads, err)
+		n.tellReads(reads, 0, err)
 		return
 	}
 	// What the leader has committed is committed here as far as the logs are known to be the same.
@@ -396,7 +385,7 @@ func (n *Node) onForwarded(leader PeerID, r rpc.Reply) {
 	}
 	if !n.leader.Same(leader) && resp.GetIndex() > n.box.index() {
 		// It is not followed any more, so what it promised may never come here; see unfollow.
-		n.refuseReads(reads, n.notLeader("read index"))
+		n.tellReads(reads, 0, n.notLeader("read index"))
 		return
 	}
 	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) { n.tellReads(reads, index, err) })

@@ -131,3 +131,67 @@ func TestForwardedReadsEndWithTheNode(t *testing.T) {
 		})
 	}
 }
+
+// sluggish is a state machine whose OnApply runs something in the midst of it, once.
+type sluggish struct {
+	*recorder
+	during func()
+}
+
+func (s *sluggish) OnApply(it *Iterator) {
+	if f := s.during; f != nil {
+		s.during = nil
+		f()
+	}
+	s.recorder.OnApply(it)
+}
+
+// A4: whoever is refused something does not wait for a state machine that is busy, be he a proposer or a reader, here or at another node. Nor
+// does he who waits for an entry that may never come.
+func TestRefusalsDoNotWaitForAStateMachine(t *testing.T) {
+	f := &sluggish{recorder: &recorder{}}
+	s := newStage(t, 3, NodeOptions{ElectionTimeout: time.Hour, StateMachine: f})
+	s.fsm = f.recorder
+	s.pass(time.Second)
+	lead := stagePeers[1]
+	require.True(t, s.leaderMessage(lead, 1, 0, 0, 0, dataAt(1, 1, "a")).Success)
+	promise, err := proto.Marshal(&raftpb.ReadIndexResponse{Index: proto.Int64(100), Term: proto.Int64(1)})
+	require.NoError(t, err)
+	s.node.host.rpc = deaf{s.node.host.rpc, s, methodReadIndex, func() *rpc.Reply { return &rpc.Reply{Message: promise} }}
+	read := func(what string) *owed {
+		a := s.call(what)
+		s.node.ReadIndexAsync(func(index int64, err error) { a.done(index, err) })
+		return a
+	}
+	waits := read("of what is promised")
+	s.pass(10 * time.Millisecond)
+	require.Zero(t, waits.times)
+
+	asking, err := proto.Marshal(&raftpb.ReadIndexRequest{
+		GroupId: proto.String("g"), ServerId: proto.String(stagePeers[2] + ":0"), PeerId: proto.String(stagePeers[0] + ":0"),
+	})
+	require.NoError(t, err)
+	during := false
+	f.during = func() {
+		proposal := s.apply("at a follower")
+		s.pass(10 * time.Millisecond)
+		s.node.post(func() { s.node.stepDown(5, ErrHigherTerm) }) // there is no leader any more
+		s.pass(10 * time.Millisecond)
+		own := read("of a follower without a leader")
+		var other int32
+		s.serve(rpc.NewRequest(nodeService, methodReadIndex, asking, nil, stagePeers[2], func(code int32, _ string, _ []byte, _ [][]byte) { other = code }))
+		s.pass(10 * time.Millisecond)
+		for _, a := range []*owed{proposal, own, waits} {
+			assert.Equal(t, 1, a.times, a.what)
+			assert.ErrorIs(t, a.err, ErrNotLeader, a.what)
+		}
+		entries, _ := s.node.proposals.pending()
+		assert.Zero(t, entries)
+		assert.EqualValues(t, ErrNotLeader, other)
+		during = true
+	}
+	s.leaderRequest(lead, 1, 1, 1, 2, dataAt(2, 1, "b"))
+	s.pass(time.Second)
+	require.True(t, during)
+	s.end()
+}
