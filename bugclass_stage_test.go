@@ -46,9 +46,15 @@ const stageSegment = 64 << 10
 // stagePeers are the members of a group on a stage, of which the node is the first one.
 var stagePeers = []string{"10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"}
 
-// newStage starts a node of a group with so many members.
+// newStage starts a node of a group with so many members, none of which has ever held anything.
 func newStage(t *testing.T, members int, o NodeOptions) *stage {
-	s := &stage{t: t, sim: actor.NewSim(1), fs: vfs.NewMem(), fsm: &recorder{}, asked: make(map[string]int)}
+	o.FirstStart = true
+	return stageOn(t, vfs.NewMem(), members, o)
+}
+
+// stageOn is newStage for a node that finds on its disk what is there.
+func stageOn(t *testing.T, disk *vfs.Mem, members int, o NodeOptions) *stage {
+	s := &stage{t: t, sim: actor.NewSim(1), fs: disk, fsm: &recorder{}, asked: make(map[string]int)}
 	proc := s.sim.NewProcess(1)
 	t.Cleanup(proc.Kill)
 	h, err := NewHost(HostOptions{
@@ -65,7 +71,6 @@ func newStage(t *testing.T, members int, o NodeOptions) *stage {
 	} else if f, ok := o.StateMachine.(*faltering); ok {
 		f.recorder = s.fsm
 	}
-	o.FirstStart = true
 	o.InitialConf, err = NewConfiguration(peers...)
 	require.NoError(t, err)
 	s.node, err = h.StartNode("g", o)

@@ -32,6 +32,7 @@ type fsmCaller struct {
 	rested func()                   // called when everything that is committed was applied
 	grown  func(index, bytes int64) // told of what was applied
 	fail   func(err error)          // tells the node that the state machine has failed
+	aside  func(call func())        // has callbacks run that do not wait for the state machine
 	// onApplied is told of each batch: entries and bytes of proposals of this node that were settled.
 	release func(entries, bytes int64)
 
@@ -128,13 +129,6 @@ func (f *fsmCaller) wake() {
 	f.mu.Unlock()
 	if wake {
 		f.a.Post(struct{}{})
-	}
-}
-
-// settle is postFree for callbacks that must run even when the state machine is shut down: they tell of refusals.
-func (f *fsmCaller) settle(callbacks func()) {
-	if !f.postFree(callbacks) {
-		callbacks()
 	}
 }
 
@@ -275,9 +269,9 @@ func (f *fsmCaller) failWaiters(index int64, err error) {
 	if len(failed) == 0 {
 		return
 	}
-	f.settle(func() {
+	f.aside(func() {
 		for _, w := range failed {
-			f.guard("done", func() { w.done(0, err) })
+			w.done(0, err)
 		}
 	})
 }
@@ -422,10 +416,10 @@ func (f *fsmCaller) callApply(it *Iterator) {
 		}
 	})
 	switch {
-	case !ok:
-	case it.err != nil:
-		f.rollBack(it)
+	case it.err != nil: // also if it has panicked then
+		f.rollBack(it, start)
 		return
+	case !ok:
 	default:
 		if f.applied.Load() == start {
 			f.broken(&Error{Code: ErrStateMachine, Op: "apply", Group: f.group, Index: start + 1,
@@ -436,9 +430,14 @@ func (f *fsmCaller) callApply(it *Iterator) {
 	f.unsettled(it)
 }
 
-// rollBack takes back what Iterator.Rollback asked for.
-func (f *fsmCaller) rollBack(it *Iterator) {
-	f.applied.Store(max(it.cur.Index-int64(it.undone), 0))
+// rollBack takes back what Iterator.Rollback asked for: nothing if the call, which found everything up to start applied, had not asked for
+// an entry.
+func (f *fsmCaller) rollBack(it *Iterator, start int64) {
+	if it.cur.Index > start {
+		f.applied.Store(max(it.cur.Index-int64(it.undone), 0))
+	} else if e := new(Error); errors.As(it.err, &e) {
+		e.Index = start + 1
+	}
 	f.broken(it.err)
 	f.unsettled(it)
 }

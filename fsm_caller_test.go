@@ -43,6 +43,7 @@ func newCallerOnStage(t *testing.T, entries int) *callerOnStage {
 	c.fsmCaller = newFSMCaller(proc, c.fsm, "g")
 	c.fsmCaller.log, c.grown = log.logManager, func(int64, int64) {}
 	c.rested = func() {}
+	c.aside = func(call func()) { call() }
 	c.fail = func(err error) { c.failed = append(c.failed, err) }
 	c.release = func(entries, bytes int64) { c.released[0] += entries; c.released[1] += bytes }
 	return c
@@ -298,19 +299,19 @@ func TestCallbacksDoNotWaitForTheDisk(t *testing.T) {
 	}
 	c.commit(4)
 	c.post(note("waits for 4"))
-	c.settle(note("refused 1"))
+	c.postFree(note("refused 1"))
 	c.postNow(note("load"))
 	c.post(note("stop"))
-	c.settle(note("refused 2"))
+	c.postFree(note("refused 2"))
 	c.pass()
 	assert.EqualValues(t, 2, c.applied.Load(), "what the disk holds")
 	assert.Equal(t, []string{"refused 1", "refused 2"}, ran)
-	c.settle(note("refused 3"))
+	c.postFree(note("refused 3"))
 	c.pass()
 	assert.Equal(t, []string{"refused 1", "refused 2", "refused 3"}, ran)
 	ran = nil
 	held = 4
-	c.settle(note("refused 4"))
+	c.postFree(note("refused 4"))
 	c.pass()
 	assert.EqualValues(t, 4, c.applied.Load())
 	assert.Equal(t, []string{"waits for 4", "load", "stop", "refused 4"}, ran)

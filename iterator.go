@@ -93,7 +93,7 @@ func (i *Iterator) Detach() func(result any, err error) {
 }
 
 // Rollback says that the state machine has failed, and that the last n entries handed out, the
-// current one included, are not applied. The node goes to its error state, and
+// current one included, are not applied; before OnApply's first Next there are none. The node goes to its error state, and
 // whoever waits for those entries gets ErrUnknownOutcome (braft:
 // Iterator::set_error_and_rollback). Who proposed an entry before the current one has had
 // his answer when Next moved on; Detach keeps it back. Nothing may be applied after Rollback.

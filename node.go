@@ -103,6 +103,7 @@ type Node struct {
 	disk         diskWatch
 	rounds       []*readRound
 	forwarding   bool
+	forwarded    []read    // who waits for the answer to what is forwarded
 	lastOwn      int64     // the last index that was proposed with somebody waiting for it
 	gatherTill   time.Time // until then proposals wait for others; zero if none waits
 	builder      entry.Builder
@@ -164,6 +165,7 @@ func newNode(h *Host, group string, store LogStorage, o NodeOptions) (*Node, err
 	n.fsm.release = n.proposals.release
 	n.fsm.rested = n.releaseGathered
 	n.fsm.grown = n.snap.onApplied
+	n.fsm.aside = n.aside
 	n.fsm.fail = func(err error) { n.post(func() { n.fail(err) }) }
 	lm.onDurable = n.onDurable
 	lm.onCut = func() { n.post(n.onCut) }
@@ -202,12 +204,14 @@ func (n *Node) recoverHard(r wal.Recovered) {
 	if v, err := ParsePeerID(r.Hard.Vote); err == nil {
 		n.vote = v.ID()
 	}
-	empty := r.Last == 0 && r.Hard == (wal.HardState{})
-	if empty {
-		n.waiting = !n.o.FirstStart
-		if !n.o.InitialConf.Empty() {
-			n.groupID = groupIDOf(n.group, n.o.InitialConf)
-		}
+	if r.Hard != (wal.HardState{}) {
+		return
+	}
+	// It never had a term, and so has never acknowledged anything, if it did not lose what it held. Entries do not show that: there
+	// may have been space for them when there was none for the term.
+	n.waiting = !n.o.FirstStart
+	if r.Last == 0 && !n.o.InitialConf.Empty() {
+		n.groupID = groupIDOf(n.group, n.o.InitialConf)
 	}
 }
 
@@ -217,8 +221,8 @@ func (n *Node) recoverLog(r wal.Recovered, base logBase) {
 		n.log.Info("the log goes on behind the snapshot", zap.Int64("index", base.index), zap.Int64("was_first", r.First), zap.Int64("was_last", r.Last))
 		n.lm.startAfterLater(base)
 	}
-	if n.term < base.term { // term and vote were lost, or not durable yet
-		n.term, n.vote = base.term, PeerID{}
+	if term, _ := n.lm.tail(); n.term < term { // term and vote were lost, or not durable yet: in that term it has said nothing
+		n.term, n.vote = term, PeerID{}
 	}
 	n.voteless.Store(n.waiting)
 	n.groupIDNow.Store(n.groupID)
@@ -245,8 +249,8 @@ func groupIDOf(group string, conf Configuration) uint64 {
 func (n *Node) start() {
 	n.post(func() {
 		n.dirty, n.startedAt = true, n.now
-		n.lm.retry(n.box.index()) // the log may have to begin behind the snapshot
-		n.compact()               // which a crash may have kept from being done when the snapshot was saved
+		n.lm.retry(n.marked()) // the log may have to begin behind the snapshot
+		n.compact()            // which a crash may have kept from being done when the snapshot was saved
 		if n.savedTerm.Load() != n.term {
 			n.save()
 		}
@@ -307,7 +311,7 @@ func (n *Node) tick() {
 	if !n.retryAt.IsZero() && !n.now.Before(n.retryAt) {
 		n.retryAt = time.Time{}
 		n.retrySave()
-		n.lm.retry(n.box.index())
+		n.lm.retry(n.marked())
 	}
 	switch {
 	case n.role == RoleLeader:
@@ -391,7 +395,7 @@ func (n *Node) acknowledged(term int64, peer PeerID, life uint64, index int64) {
 // onCut submits what waited until storage had cut the log.
 func (n *Node) onCut() {
 	if n.active() {
-		n.lm.retry(n.box.index())
+		n.lm.retry(n.marked())
 	}
 }
 
@@ -556,6 +560,8 @@ func (n *Node) end() {
 	n.role, n.dirty = RoleShutdown, true
 	n.proposals.close(reason)
 	n.tellReads(n.reads.close(reason), 0, reason)
+	n.tellReads(n.forwarded, 0, reason)
+	n.forwarded = nil
 	n.lm.pending.add()
 	n.snap.stop(n.lm.pending.done)
 	n.fsm.shutdown()

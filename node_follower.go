@@ -155,7 +155,7 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 				return
 			}
 		}
-		if err := n.lm.append(ownedOf(fresh, req), sum, n.box.index()); err != nil {
+		if err := n.lm.append(ownedOf(fresh, req), sum, n.marked()); err != nil {
 			n.log.Error("refused entries", zap.Stringer("leader", n.leader), zap.Error(err))
 			n.adoptConf() // a part of the log may have been cut
 			req.Fail(codeBadRequest, err.Error())

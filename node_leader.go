@@ -170,7 +170,7 @@ func (n *Node) notLeader(op string) error {
 	return &Error{Code: ErrNotLeader, Op: op, Group: n.group, Peer: n.leader}
 }
 
-// refuseTasks answers tasks that were not proposed, on the goroutine where user code runs.
+// refuseTasks answers tasks that were not proposed. That has nothing to do with what the state machine is given, which may be stuck.
 func (n *Node) refuseTasks(tasks []Task, err error) {
 	var dones []func(any, error)
 	var bytes int64
@@ -185,9 +185,9 @@ func (n *Node) refuseTasks(tasks []Task, err error) {
 		n.proposals.release(count, bytes)
 		return
 	}
-	n.fsm.settle(func() {
+	n.aside(func() {
 		for _, done := range dones {
-			n.fsm.guard("done", func() { done(nil, err) })
+			n.callBackWith("done", func(err error) { done(nil, err) }, err)
 		}
 		n.proposals.release(count, bytes) // until then they take memory
 	})
@@ -258,7 +258,7 @@ func (n *Node) appendOwn(b entry.Batch, run closureRun) {
 		}
 		sum = checked
 	}
-	if err := n.lm.append(b, sum, n.box.index()); err != nil {
+	if err := n.lm.append(b, sum, n.marked()); err != nil {
 		n.fail(&Error{Code: ErrIO, Op: "propose", Group: n.group, Index: b.First, Err: err})
 		return
 	}

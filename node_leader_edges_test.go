@@ -71,7 +71,7 @@ func TestProposalsOfAnotherTermCostNothing(t *testing.T) {
 	s.end() // looks at the budget
 }
 
-// X5: what is refused takes memory until its proposer has been told. A state machine that is stuck keeps that from being done: then proposals
+// X5: what is refused takes memory until its proposer has been told. A callback that takes long keeps that from being done: then proposals
 // that are tried again and again are too many some time, at a node that does not lead as well.
 func TestRefusedProposalsArePendingUntilTheyAreTold(t *testing.T) {
 	const most = 10
@@ -79,7 +79,7 @@ func TestRefusedProposalsArePendingUntilTheyAreTold(t *testing.T) {
 	s.pass(100 * time.Millisecond)
 	n := s.node
 	var waiting, overloaded []*owed
-	n.fsm.settle(func() { // the state machine works, and is not through for long
+	n.aside(func() { // somebody is called back, and is not through for long
 		for i := range 3 * most {
 			a := s.apply(fmt.Sprint(i))
 			n.step(n.now, nil)

@@ -2,6 +2,8 @@ package graft
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,8 +76,10 @@ func (q *readQueue) close(err error) []read {
 // ReadIndex returns an index that makes a read linearizable, on any replica: whatever was
 // acknowledged before the call is at or below it, and it is applied here when ReadIndex
 // returns. It costs a round of messages, which concurrent calls share (Raft thesis §6.4).
-// On a follower it asks the leader. If ctx ends first the error is ErrTimeout wrapping ctx.Err(); others are ErrNotLeader,
-// ErrUnreachable, ErrOverloaded and ErrShutdown. A read changes nothing, so each may be tried again.
+// On a follower it asks the leader. If ctx ends first the error is ErrTimeout wrapping ctx.Err(). Others are, for a while: ErrNotLeader,
+// ErrUnreachable, which names the leader that cannot be reached or is shut down or has failed, and ErrOverloaded; for good: ErrShutdown
+// and ErrNodeFailed of this node itself, ErrNotSupported if the leader is braft's, ErrGroupMismatch, and ErrInvalid if the leader's
+// answer makes no sense. A read changes nothing, so each may be tried again.
 func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
 	w := n.readers.Get().(*readWaiter)
 	n.readIndex(read{done: w.done, harmless: true})
@@ -164,7 +168,7 @@ func (n *Node) takeReads() {
 			n.forwardReads(n.ownReads(n.reads.take()))
 		}
 	default:
-		n.refuseReads(n.reads.take(), n.notLeader("read index"))
+		n.tellReads(n.reads.take(), 0, n.notLeader("read index"))
 	}
 }
 
@@ -179,19 +183,8 @@ func (n *Node) ownReads(reads []read) (own []read) {
 			own = append(own, r)
 		}
 	}
-	n.refuseReads(others, n.notLeader("read index"))
+	n.tellReads(others, 0, n.notLeader("read index"))
 	return own
-}
-
-func (n *Node) refuseReads(reads []read, err error) {
-	if len(reads) == 0 {
-		return
-	}
-	if n.role == RoleShutdown { // nobody calls the state machine any more
-		n.tellReads(reads, 0, err)
-		return
-	}
-	n.fsm.settle(func() { callReads(reads, 0, err) })
 }
 
 // callReads tells readers the outcome. It must not run in a step of the node; see aside.
@@ -236,6 +229,7 @@ type readRound struct {
 }
 
 func (n *Node) openRound(reads []read) {
+	n.rounds = slices.DeleteFunc(n.rounds, (*readRound).isOver) // so that no more are kept than may be open
 	round := &readRound{n: n, term: n.term, index: n.box.index(), openedAt: n.now, votes: newBallot(n.conf), reads: reads}
 	n.roundsOpen.Add(1)
 	n.rounds = append(n.rounds, round)
@@ -269,6 +263,12 @@ func (r *readRound) grant(p PeerID) {
 	if won {
 		r.confirm(callReads)
 	}
+}
+
+func (r *readRound) isOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
 }
 
 // end takes the readers, once.
@@ -308,7 +308,7 @@ func (r *readRound) confirm(tell func(reads []read, index int64, err error)) {
 // failRounds ends all rounds of a leadership.
 func (n *Node) failRounds(reason error) {
 	for _, round := range n.rounds {
-		n.refuseReads(round.end(), &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
+		n.tellReads(round.end(), 0, &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
 	}
 	n.rounds = nil
 }
@@ -319,11 +319,8 @@ func (n *Node) renewRounds() {
 	open := n.rounds[:0]
 	var again []read
 	for _, round := range n.rounds {
-		round.mu.Lock()
-		over := round.over
-		round.mu.Unlock()
 		switch {
-		case over:
+		case round.isOver():
 		case n.now.Sub(round.openedAt) > roundRetry*n.o.ElectionTimeout:
 			again = append(again, round.end()...)
 		default:
@@ -348,24 +345,24 @@ func (n *Node) forwardReads(reads []read) {
 	}
 	b, err := proto.Marshal(m)
 	if err != nil {
-		n.refuseReads(reads, &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Err: err})
+		n.tellReads(reads, 0, &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Err: err})
 		return
 	}
-	n.forwarding = true
+	n.forwarding, n.forwarded = true, reads
 	leader := n.leader
 	n.host.call(leader, rpc.Call{
 		Service: nodeService, Method: methodReadIndex, Message: [][]byte{b}, Timeout: n.o.ElectionTimeout,
-		Done: func(r rpc.Reply) {
-			if !n.post(func() { n.onForwarded(leader, reads, r) }) {
-				n.tellReads(reads, 0, &Error{Code: ErrShutdown, Op: "read index", Group: n.group})
-			}
-		},
+		Done: func(r rpc.Reply) { n.post(func() { n.onForwarded(leader, r) }) }, // after the end nobody waits for it
 	})
 }
 
 // onForwarded passes the leader's answer on to the readers.
-func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
+func (n *Node) onForwarded(leader PeerID, r rpc.Reply) {
 	n.forwarding = false
+	reads := n.forwarded
+	if n.forwarded = nil; len(reads) == 0 { // the node has ended
+		return
+	}
 	resp := new(raftpb.ReadIndexResponse)
 	var err error
 	switch {
@@ -374,12 +371,12 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 	case r.Code == codeNoMethod:
 		err = &Error{Code: ErrNotSupported, Op: "read index", Group: n.group, Peer: leader}
 	case r.Code != 0:
-		err = &Error{Code: Code(r.Code), Op: "read index", Group: n.group}
+		err = n.readRefused(leader, r)
 	case proto.Unmarshal(r.Message, resp) != nil:
 		err = &Error{Code: ErrInvalid, Op: "read index", Group: n.group, Peer: leader}
 	}
 	if err != nil {
-		n.refuseReads(reads, err)
+		n.tellReads(reads, 0, err)
 		return
 	}
 	// What the leader has committed is committed here as far as the logs are known to be the same.
@@ -388,10 +385,24 @@ func (n *Node) onForwarded(leader PeerID, reads []read, r rpc.Reply) {
 	}
 	if !n.leader.Same(leader) && resp.GetIndex() > n.box.index() {
 		// It is not followed any more, so what it promised may never come here; see unfollow.
-		n.refuseReads(reads, n.notLeader("read index"))
+		n.tellReads(reads, 0, n.notLeader("read index"))
 		return
 	}
 	n.fsm.waitApplied(resp.GetIndex(), func(index int64, err error) { n.tellReads(reads, index, err) })
+}
+
+// readRefused is what a reader here is told of the leader's error. What is wrong with that node, or with its process, is no state of
+// this one's, and passes as soon as another leads: for whoever asks here the leader cannot be reached.
+func (n *Node) readRefused(leader PeerID, r rpc.Reply) error {
+	switch code := Code(r.Code); code {
+	case ErrNotLeader:
+		return &Error{Code: code, Op: "read index", Group: n.group} // whom to ask instead it does not say
+	case ErrOverloaded, ErrGroupMismatch:
+		return &Error{Code: code, Op: "read index", Group: n.group, Peer: leader}
+	default:
+		return &Error{Code: ErrUnreachable, Op: "read index", Group: n.group, Peer: leader,
+			Err: fmt.Errorf("it serves no read: %s (error %d)", clip(r.Text), r.Code)}
+	}
 }
 
 // onReadIndex serves a follower's read.

@@ -214,7 +214,7 @@ func TestAPanicInOnSnapshotSaveStopsTheNode(t *testing.T) {
 	c.startLed()
 	c.propose("a")
 	fsm := &panicking{recorder: c.fsms[0]}
-	c.nodes[0].fsm.settle(func() { c.nodes[0].fsm.fsm = fsm })
+	c.nodes[0].fsm.postFree(func() { c.nodes[0].fsm.fsm = fsm })
 	assert.ErrorIs(t, c.save(0), ErrStateMachine)
 	c.status(0, func(s Status) bool { return s.Role == RoleFailed }, "it works on")
 	assert.ErrorIs(t, c.save(0), ErrNodeFailed)

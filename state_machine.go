@@ -17,7 +17,8 @@ type Task struct {
 	//   - any other error: it was never proposed, and never will be applied.
 	//
 	// Of applied entries it runs in log order on the goroutine that calls the state
-	// machine. It must not block and must not wait for the node. Nil is allowed.
+	// machine. A refusal does not wait for that, and may come before what was proposed
+	// earlier is applied. It must not block and must not wait for the node. Nil is allowed.
 	Done func(result any, err error)
 	// ExpectedTerm refuses the proposal with ErrTermMismatch unless the leader is in
 	// that term. 0 means any.

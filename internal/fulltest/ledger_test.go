@@ -17,7 +17,7 @@ var (
 	ofTransfer  = []graft.Code{graft.ErrNotLeader, graft.ErrBusy, graft.ErrInvalid, graft.ErrUnreachable, graft.ErrCatchup, graft.ErrShutdown, graft.ErrNodeFailed}
 	ofCancel    = []graft.Code{graft.ErrNotLeader, graft.ErrBusy, graft.ErrNotFound, graft.ErrShutdown, graft.ErrNodeFailed}
 	ofReset     = []graft.Code{graft.ErrBusy, graft.ErrShutdown, graft.ErrNodeFailed, graft.ErrUnknownOutcome}
-	ofRead      = []graft.Code{graft.ErrNotLeader, graft.ErrUnreachable, graft.ErrOverloaded, graft.ErrShutdown, graft.ErrNodeFailed, graft.ErrNotFound}
+	ofRead      = []graft.Code{graft.ErrNotLeader, graft.ErrUnreachable, graft.ErrOverloaded, graft.ErrShutdown, graft.ErrNodeFailed}
 )
 
 // ledger knows every call with a callback: each has to have exactly one outcome, out of those

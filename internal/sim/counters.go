@@ -36,7 +36,7 @@ type Counters struct {
 	Reads, LeaderReads, FollowerReads, FailedReads                                              int64
 	Detached, Chained                                                                           int64
 	Audits, Duels,
-	LostWithProcess, ReadsAfterStop int64
+	LostWithProcess int64
 
 	// How the membership changed: what was asked for, by kind, and what came of it.
 	AddsOK, AddsFailed, AddsUnknown                        int64
