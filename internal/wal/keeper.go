@@ -34,6 +34,8 @@ type keeper struct {
 	next      uint64 // number of the next segment
 	blanks    []blank
 	making    *making
+	opened    bool      // the store is open; before, no file is removed for want of space
+	unfit     []blank   // for which the opening found no space
 	eager     int       // so many of the next segments are small, to be zeroed soon
 	zeroAt    time.Time // not before then is the next piece zeroed
 	retryAt   time.Time // not before then is a segment made, after the disk was full
@@ -49,6 +51,8 @@ type keeper struct {
 type making struct {
 	seg    *segment
 	file   vfs.File
+	reused bool // the file was there before, and this is what it was
+	had    blank
 	zeroed int64
 	zeros  []byte
 }
@@ -172,7 +176,7 @@ func (k *keeper) prepare(now time.Time) (again bool) {
 	}
 	k.retryAt, k.zeroAt = time.Time{}, time.Time{}
 	if k.making == nil {
-		m, err := k.begin()
+		m, err := k.begin(k.need())
 		if err != nil {
 			k.fail(err, now)
 			return false
@@ -203,11 +207,20 @@ func (k *keeper) prepare(now time.Time) (again bool) {
 	return true
 }
 
-// takeBlank picks a file to use again, one that needs no zeroing if there is such.
+// need is how much of the next segment is taken at once: header, state of all groups, and a mark.
+func (k *keeper) need() int64 {
+	s := k.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur.firstEnd + block
+}
+
+// takeBlank picks a file to use again: one that needs no zeroing if there is such, else the largest, which needs the least
+// space.
 func (k *keeper) takeBlank() (b blank, ok bool) {
-	at := len(k.blanks) - 1
-	for i, b := range k.blanks {
-		if b.written && b.size >= k.s.o.SegmentSize {
+	at := -1
+	for i := range k.blanks {
+		if at < 0 || !k.better(k.blanks[at], k.blanks[i]) {
 			at = i
 		}
 	}
@@ -219,18 +232,27 @@ func (k *keeper) takeBlank() (b blank, ok bool) {
 	return b, true
 }
 
-// begin makes the file of the next segment, of a released one if there is any.
-func (k *keeper) begin() (*making, error) {
+func (k *keeper) better(a, b blank) bool {
+	ready := func(b blank) bool { return b.written && b.size >= k.s.o.SegmentSize }
+	if ready(a) != ready(b) {
+		return ready(a)
+	}
+	return a.size > b.size
+}
+
+// begin makes the file of the next segment, of a released one if there is any. need is how much of it is taken at once.
+func (k *keeper) begin(need int64) (*making, error) {
 	k.next++
 	seg := &segment{seq: k.next, inc: k.s.o.Rand(), path: k.s.segmentPath(k.next), size: k.s.o.SegmentSize}
+	m := &making{seg: seg, zeroed: firstBatchOffset}
 	if b, ok := k.takeBlank(); ok {
+		m.reused, m.had = true, blank{path: seg.path, size: b.size, written: b.written}
 		if err := k.s.o.FS.Rename(b.path, seg.path); err != nil {
 			return nil, err
 		}
 		if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
 			return nil, err
 		}
-		seg.written = b.written && b.size >= seg.size
 		seg.size = max(b.size, seg.size)
 	} else if k.eager > 0 {
 		k.eager--
@@ -240,20 +262,46 @@ func (k *keeper) begin() (*making, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &making{seg: seg, file: file, zeroed: firstBatchOffset}
-	// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
-	if err := file.Preallocate(0, seg.size); err != nil {
+	m.file = file
+	if err := k.reserve(m, need); err != nil {
 		return nil, k.scrap(m, err)
 	}
 	return m, nil
 }
 
+// reserve takes the segment's space, or less if the disk has not that much. A file that is used again is at least as large as
+// it was.
+func (k *keeper) reserve(m *making, need int64) error {
+	// Less is not worth having: next to the state of all groups it would hold hardly anything. But an opening takes what it finds.
+	least := need + min(k.s.o.SegmentSize/4, eagerSize/8)
+	if m.had.size >= least || m.had.size >= need && !k.opened {
+		least = m.had.size
+	}
+	for size := m.seg.size; ; {
+		m.seg.size, m.seg.written = size, m.had.written && m.had.size >= size
+		// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
+		err := m.file.Preallocate(0, size)
+		if !isSpace(err) || size <= least {
+			return err
+		}
+		size = max(align(size/2), least)
+		if err := m.file.Truncate(size); err != nil { // some of what was asked for may have been found
+			return err
+		}
+	}
+}
+
 // scrap removes what was made of a segment and passes err on. Its space is needed by
-// others when the disk is full.
+// others when the disk is full. While the store is being opened a file that was there before is left: it may be all that a
+// later attempt has.
 func (k *keeper) scrap(m *making, err error) error {
 	var cerr error
 	if m.file != nil {
 		cerr = m.file.Close()
+	}
+	if m.reused && !k.opened {
+		k.unfit = append(k.unfit, m.had)
+		return err
 	}
 	if rerr := k.s.o.FS.Remove(m.seg.path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		return errors.Join(err, cerr, rerr)

@@ -226,6 +226,7 @@ func TestASegmentThatHasLostSpaceGetsItAgain(t *testing.T) {
 		last, err = b.appendAll(g, last+1, 1, 4000)
 		require.NoError(t, err)
 	}
+	b.run(time.Second) // until nothing more is given back
 	b.fs.SetCapacity(b.fs.Used())
 	_, err := b.appendAll(g, last+1, 500, 4000)
 	assert.ErrorIs(t, err, ErrNoSpace)
@@ -272,7 +273,7 @@ func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
 
 func TestDiskFullWhileOpening(t *testing.T) {
 	b := newBed(t)
-	b.fs.SetCapacity(40 << 10)
+	b.fs.SetCapacity(20 << 10)
 	err := b.open()
 	require.ErrorIs(t, err, ErrNoSpace)
 	require.ErrorIs(t, err, syscall.ENOSPC)
@@ -288,6 +289,77 @@ func TestDiskFullWhileOpening(t *testing.T) {
 	b.group("g").SaveHardState(HardState{Term: 1}, 0, func(e error) { vote = e })
 	b.run(time.Second)
 	require.NoError(t, vote)
+}
+
+// What an opening prepares is smaller than a segment, and so is what a restart finds on a disk that has been filled up since, to the last
+// block. One restart after the other gets along with it.
+func TestRestartsOnAFullDisk(t *testing.T) {
+	b := newBed(t)
+	b.o.SegmentSize = 2 * eagerSize
+	require.NoError(t, b.open())
+	last, err := b.appendAll(b.group("g"), 1, 3, 4000)
+	require.NoError(t, err)
+	b.run(time.Second)
+	for i := range 3 {
+		b.close()
+		b.fs.SetCapacity(b.fs.Used())
+		require.NoError(t, b.open(), "restart %d", i)
+		g := b.group("g")
+		assert.Equal(t, last, g.Recovered().Last)
+		last, err = b.appendAll(g, last+1, 3, 4000)
+		require.NoError(t, err)
+		vote := errors.New("not delivered")
+		g.SaveHardState(HardState{Term: int64(i + 1)}, 0, func(e error) { vote = e })
+		b.run(time.Second)
+		require.NoError(t, vote)
+		assert.NotEmpty(t, b.s.free, "one is kept prepared")
+	}
+}
+
+// A file that needs no zeroing is used first, else the largest one, which needs the least space.
+func TestTheBestFileIsUsedAgainFirst(t *testing.T) {
+	k := &keeper{s: &Store{o: Options{SegmentSize: 64 << 20}}}
+	k.blanks = []blank{{"a", 1 << 20, true}, {"b", 64 << 20, false}, {"c", 8 << 20, true}, {"d", 64 << 20, true}, {"e", 0, false}, {"f", 96 << 20, false}}
+	order := ""
+	for b, ok := k.takeBlank(); ok; b, ok = k.takeBlank() {
+		order += b.path
+	}
+	assert.Equal(t, "dfbcae", order)
+}
+
+// An opening that fails for want of space leaves what there is to a later one.
+func TestOpeningsThatFindNoSpaceRemoveNothing(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		fail vfs.Injector
+	}{
+		{"no segment", vfs.Fail(syscall.ENOSPC, vfs.KindPreallocate)},
+		{"no identity", vfs.Injector(vfs.Fail(syscall.ENOSPC, vfs.KindWrite)).On(identityTemp)},
+		{"no directory", vfs.Injector(vfs.Fail(syscall.ENOSPC, vfs.KindSyncDir)).On("d")},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBed(t)
+			b.o.SegmentSize = 2 * eagerSize
+			require.NoError(t, b.open())
+			_, err := b.appendAll(b.group("g"), 1, 3, 4000)
+			require.NoError(t, err)
+			b.run(time.Second)
+			b.close()
+			b.fs.SetCapacity(b.fs.Used())
+			files, err := b.fs.ReadDir("/d")
+			require.NoError(t, err)
+			for range 5 {
+				b.fs.SetInjector(test.fail)
+				require.ErrorIs(t, b.open(), ErrNoSpace)
+			}
+			b.fs.SetInjector(nil)
+			left, err := b.fs.ReadDir("/d")
+			require.NoError(t, err)
+			assert.GreaterOrEqual(t, len(left), len(files))
+			require.NoError(t, b.open())
+			assert.EqualValues(t, 3, b.group("g").Recovered().Last)
+		})
+	}
 }
 
 // A record that is larger than the segments which an opening prepares goes where it has room, for on a full disk none can be made larger for it.
