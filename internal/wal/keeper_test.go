@@ -236,7 +236,42 @@ func TestASegmentThatHasLostSpaceGetsItAgain(t *testing.T) {
 // A removal is refused after its name was taken again: after a restart there is one group of
 // that name, the later, and the other one's entries hold no space.
 func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
-	b := newBed(t)
+	b, fresh := refusedRemoval(t)
+	b.close()
+	holds := fresh.pin.seq
+	for range 3 {
+		require.NoError(t, b.open())
+		assert.Equal(t, []string{"g"}, b.s.Groups())
+		assert.EqualValues(t, 2, b.group("g").Recovered().Last)
+		b.run(time.Second)
+		b.close()
+	}
+	require.NoError(t, b.open())
+	assert.Equal(t, holds, b.s.segs[0].seq, "the other's segments are released")
+}
+
+// The later group is removed as well. After a restart there is none of that name: the earlier one's votes and entries do not come back.
+func TestRefusedRemovalBringsNothingBack(t *testing.T) {
+	b, fresh := refusedRemoval(t)
+	removed := errors.New("not delivered")
+	fresh.Remove(func(e error) { removed = e })
+	b.run(time.Second)
+	require.NoError(t, removed)
+	b.close()
+	require.NoError(t, b.open())
+	for range 3 {
+		assert.Empty(t, b.s.Groups())
+		assert.Equal(t, HardState{}, b.group("g").Recovered().Hard)
+		assert.Zero(t, b.group("g").Recovered().Last)
+		b.run(time.Second)
+		b.close()
+		require.NoError(t, b.open())
+	}
+}
+
+// refusedRemoval makes a store with a group whose removal was refused, and a later one of the same name with two entries.
+func refusedRemoval(t *testing.T) (b *bed, fresh *Group) {
+	b = newBed(t)
 	require.NoError(t, b.open())
 	g := b.group("g")
 	b.run(time.Second)
@@ -250,7 +285,7 @@ func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
 	}
 	removed := errors.New("not delivered")
 	g.Remove(func(e error) { removed = e })
-	fresh := b.group("g")
+	fresh = b.group("g")
 	require.NotSame(t, g, fresh)
 	b.run(2 * time.Millisecond)
 	require.ErrorIs(t, removed, ErrNoSpace)
@@ -258,17 +293,7 @@ func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
 	b.run(time.Second)
 	_, err = b.appendAll(fresh, 1, 2, 10)
 	require.NoError(t, err)
-	b.close()
-	holds := fresh.pin.seq
-	for range 3 {
-		require.NoError(t, b.open())
-		assert.Equal(t, []string{"g"}, b.s.Groups())
-		assert.EqualValues(t, 2, b.group("g").Recovered().Last)
-		b.run(time.Second)
-		b.close()
-	}
-	require.NoError(t, b.open())
-	assert.Equal(t, holds, b.s.segs[0].seq, "the other's segments are released")
+	return b, fresh
 }
 
 func TestDiskFullWhileOpening(t *testing.T) {
