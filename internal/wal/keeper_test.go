@@ -689,3 +689,23 @@ func TestReadsWithoutDescriptors(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, 1, batch.First)
 }
+
+// The unused end of a segment that an earlier opening has left is cut off once there are descriptors again.
+func TestWantOfDescriptorsDelaysCutting(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	_, err := b.appendAll(b.group("g"), 1, 1, 100)
+	require.NoError(t, err)
+	b.close()
+	require.NoError(t, b.open())
+	b.fs.SetInjector(noDescriptors)
+	b.run(time.Second)
+	old := b.s.segs[0]
+	require.Equal(t, b.o.SegmentSize, old.size)
+	b.fs.SetInjector(nil)
+	b.run(time.Second)
+	require.Equal(t, old.end, old.size)
+	info, err := b.fs.Stat(old.path)
+	require.NoError(t, err)
+	assert.Equal(t, old.end, info.Size())
+}
