@@ -12,6 +12,7 @@ import (
 
 	"github.com/graft-raft/graft/internal/actor"
 	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/wal"
 )
 
 // fsmCaller applies committed entries to the user's StateMachine and runs the
@@ -57,11 +58,15 @@ type fsmCaller struct {
 	told     int64 // up to here the state machine was told of configurations, or they are in a snapshot that it has loaded
 	closed   bool
 	cur      closureRun
+	now      time.Time
+	readAt   time.Time // not before then is the log read, after that could not be opened
 
 	// Of a durable state machine: it is given only what this node's own disk holds.
 	bound   func() int64 // how much that is; nil: that does not matter
 	resumed bool         // it went on from what it held when the node was made
 	freed   atomic.Bool  // the node has ended or failed: no event waits for the disk any more
+
+	leaving atomic.Bool // the node ends: nothing waits for a log that cannot be opened any more
 }
 
 // fsmEvent is something to do once everything up to an index is applied.
@@ -86,6 +91,9 @@ type appliedWaiter struct {
 
 // applyBytes is how much is handed to OnApply at once, so that other events get their turn.
 const applyBytes = 1 << 20
+
+// readRetry is the pause before a log that could not be opened is read again.
+const readRetry = 500 * time.Millisecond
 
 func newFSMCaller(exec actor.Executor, fsm StateMachine, group string) *fsmCaller {
 	f := &fsmCaller{fsm: fsm, group: group}
@@ -305,7 +313,8 @@ func (f *fsmCaller) wakeWaiters(err error) {
 	}
 }
 
-func (f *fsmCaller) step(time.Time, []struct{}) time.Time {
+func (f *fsmCaller) step(now time.Time, _ []struct{}) time.Time {
+	f.now = now
 	f.mu.Lock()
 	f.woken = false // before it is looked what there is: whoever adds something afterwards wakes again
 	f.mu.Unlock()
@@ -317,12 +326,31 @@ func (f *fsmCaller) step(time.Time, []struct{}) time.Time {
 		if !ok {
 			break
 		}
+		if f.unread() && event.upto > f.applied.Load() {
+			f.putBack(event)
+			continue // with those that wait for nothing
+		}
 		event.run()
 	}
 	if !f.closed {
 		f.rested()
 	}
+	if f.unread() {
+		return f.readAt
+	}
 	return time.Time{}
+}
+
+// unread reports whether entries wait for a log that could not be opened.
+func (f *fsmCaller) unread() bool {
+	return f.now.Before(f.readAt) && !f.leaving.Load() && !f.freed.Load()
+}
+
+// putBack makes an event the first one again.
+func (f *fsmCaller) putBack(event fsmEvent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.events = slices.Insert(f.events, 0, event)
 }
 
 // next takes out the first event, if it does not wait for an entry behind reach, or else the first free one. If there is none, it
@@ -348,8 +376,12 @@ func (f *fsmCaller) next(reach int64) (event fsmEvent, ok bool) {
 	return event, true
 }
 
-// reach is behind which entry events wait: those of a durable state machine for what it is not given yet.
+// reach is behind which entry events wait: those of a durable state machine for what it is not given yet, and all for what cannot be
+// read yet.
 func (f *fsmCaller) reach() int64 {
+	if f.unread() {
+		return f.applied.Load()
+	}
 	if f.bound == nil || f.freed.Load() {
 		return math.MaxInt64
 	}
@@ -361,12 +393,18 @@ func (f *fsmCaller) applyUpTo(target int64) {
 	if f.bound != nil {
 		target = min(target, f.bound())
 	}
-	for f.err == nil && f.applied.Load() < target {
+	for f.err == nil && f.applied.Load() < target && !f.unread() {
 		next := f.applied.Load() + 1
 		var err error
 		f.batches, err = f.log.entries(f.batches, next, applyBytes)
 		if err == nil && len(f.batches) == 0 {
 			err = errors.New("committed entries are missing")
+		}
+		if errors.Is(err, wal.ErrNotOpened) {
+			f.readAt = f.now.Add(readRetry)
+			if f.unread() {
+				return
+			}
 		}
 		if err != nil {
 			f.broken(&Error{Code: ErrIO, Op: "read log", Group: f.group, Index: next, Err: err})
@@ -564,6 +602,7 @@ func (f *fsmCaller) reportError(err error) {
 
 // shutdown makes OnShutdown the last call to the state machine.
 func (f *fsmCaller) shutdown() {
+	f.leaving.Store(true)
 	f.post(func() {
 		f.guard("OnShutdown", f.fsm.OnShutdown)
 		f.closed = true

@@ -2,6 +2,7 @@ package graft
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/graft-raft/graft/internal/actor"
 	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/wal"
 )
 
 // applier is a state machine whose OnApply is written in the test.
@@ -365,4 +367,89 @@ func TestAChangeThatAFailedStateMachineIsNotToldOf(t *testing.T) {
 	assert.ErrorContains(t, change.err, "simulated")
 	assert.Len(t, s.fsm.committedConfs(), told)
 	s.end()
+}
+
+// lockedStorage is storage whose entries cannot be read for now.
+type lockedStorage struct {
+	LogStorage
+	batches []entry.Batch
+	open    bool
+	asked   int
+}
+
+func (s *lockedStorage) Read(first int64, _ int) (entry.Batch, error) {
+	s.asked++
+	if !s.open {
+		return entry.Batch{}, fmt.Errorf("read: %w", wal.ErrNotOpened)
+	}
+	for _, b := range s.batches {
+		if b.First <= first && first <= b.Last() {
+			return b.From(first), nil
+		}
+	}
+	return entry.Batch{}, wal.ErrOrder
+}
+
+// lock has the entries in storage alone, which cannot be read for now.
+func (c *callerOnStage) lock() *lockedStorage {
+	l := c.log.logManager
+	s := &lockedStorage{LogStorage: l.store, batches: l.cache}
+	l.store, l.cache = s, nil
+	return s
+}
+
+// A7: a log that cannot be opened for want of descriptors is read again after a pause, and the state machine goes on as if nothing had
+// been. Only what waits for no entry does not wait for that.
+func TestAStateMachineWaitsForDescriptors(t *testing.T) {
+	c := newCallerOnStage(t, 4)
+	s := c.lock()
+	var ran []string
+	note := func(what string) func() {
+		return func() { ran = append(ran, fmt.Sprint(what, " at ", c.applied.Load())) }
+	}
+	c.postNow(note("begin"))
+	c.commit(2)
+	c.post(note("waits for 2"))
+	c.settle(note("refused"))
+	c.postNow(note("load"))
+	for range 100 { // none of them reads at once
+		c.settle(func() {})
+		c.sim.RunFor(10 * time.Millisecond)
+	}
+	c.commit(4)
+	c.pass()
+	assert.LessOrEqual(t, s.asked, int(2*time.Second/readRetry)+1)
+	assert.Empty(t, c.failed)
+	assert.Zero(t, c.applied.Load())
+	assert.Equal(t, []string{"begin at 0", "refused at 0"}, ran)
+	s.open = true
+	c.pass()
+	assert.EqualValues(t, 4, c.applied.Load())
+	assert.Equal(t, []string{"begin at 0", "refused at 0", "waits for 2 at 2", "load at 2"}, ran)
+	assert.Len(t, c.fsm.applied(), 4)
+	assert.Zero(t, c.sim.RunFor(time.Hour), "nothing is left to do")
+}
+
+// A5: a node that ends does not wait for descriptors. What was not applied is settled.
+func TestANodeThatEndsDoesNotWaitForDescriptors(t *testing.T) {
+	lost := errors.New("it leads no more")
+	c := newCallerOnStage(t, 2)
+	s := c.lock()
+	o := &outcomes{t, make(map[string]error)}
+	c.addClosures(o.run(1, "a", "b"))
+	c.commit(2)
+	c.pass()
+	assert.Empty(t, o.got)
+	c.failClosures(lost)
+	c.shutdown()
+	ended := false
+	c.end(func() { ended = true })
+	c.pass()
+	require.True(t, ended)
+	assert.Equal(t, map[string]error{"a": lost, "b": lost}, o.got)
+	asked := s.asked
+	s.open = true
+	c.pass()
+	assert.Equal(t, asked, s.asked)
+	assert.Empty(t, c.fsm.applied())
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -54,8 +55,9 @@ type Host struct {
 }
 
 // NewHost opens the log in o.Dir and begins to listen. It fails with ErrIdentity if the directory
-// is another address's or in use, with ErrCorrupt if what is stored is damaged, with ErrInvalid if o is
-// not valid.
+// is another address's or in use, with ErrCorrupt if what is stored is damaged, with ErrNoSpace if the disk is full and nothing
+// was prepared on it, with ErrBusy if another process listens there, with ErrInvalid if that address
+// cannot be listened on or o is not valid.
 func NewHost(o HostOptions) (*Host, error) {
 	if err := o.Validate(); err != nil {
 		return nil, &Error{Code: ErrInvalid, Op: "new host", Err: err}
@@ -106,7 +108,11 @@ func NewHost(o HostOptions) (*Host, error) {
 	})
 	if err != nil {
 		defer h.endEnv()
-		return nil, &Error{Code: ErrIO, Op: "new host: listen on " + listen, Err: errors.Join(err, store.Close())}
+		code := ErrInvalid
+		if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			code = ErrBusy
+		}
+		return nil, &Error{Code: code, Op: "new host: listen on " + listen, Err: errors.Join(err, store.Close())}
 	}
 	h.log.Info("opened the log", zap.String("dir", w.Dir), zap.Duration("took", opened))
 	return h, nil

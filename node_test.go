@@ -2,6 +2,7 @@ package graft
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -315,6 +316,18 @@ func TestBadOptionsNameTheField(t *testing.T) {
 	_, err := NewHost(HostOptions{Address: "nowhere"})
 	require.ErrorIs(t, err, ErrInvalid)
 	assert.ErrorContains(t, err, "HostOptions.Address")
+	for _, size := range []int64{-4096, 4096, 12288, 16385, 1 << 32} {
+		_, err = NewHost(HostOptions{Address: "127.0.0.1:1", SegmentSize: size, TLS: &tls.Config{}})
+		require.ErrorIs(t, err, ErrInvalid, "%d", size)
+		assert.ErrorContains(t, err, "HostOptions.SegmentSize")
+		assert.ErrorContains(t, err, "HostOptions.TLS")
+	}
+	for _, size := range []int64{0, 16384, 1<<32 - 4096} {
+		assert.NoError(t, HostOptions{Address: "127.0.0.1:1", SegmentSize: size}.Validate(), "%d", size)
+	}
+	_, err = NewHost(HostOptions{Address: "127.0.0.1:1", Listen: "192.0.2.1:1"})
+	require.ErrorIs(t, err, ErrInvalid, "nobody here has that address")
+	assert.NotContains(t, err.Error(), "storage")
 	c := newTestCluster(t, 1, NodeOptions{})
 	c.start(0)
 	_, err = c.hosts[0].StartNode("other", NodeOptions{ElectionTimeout: 1, HeartbeatFactor: 1})

@@ -10,6 +10,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/graft-raft/graft/internal/env"
+	"github.com/graft-raft/graft/internal/rpc"
+	"github.com/graft-raft/graft/internal/wal"
 )
 
 // HostOptions says where a process's replicas are reached and where they keep their
@@ -33,7 +35,7 @@ type HostOptions struct {
 	// Transport carries messages between processes. Default: NewTCPTransport(TLS).
 	Transport Transport
 
-	// SegmentSize is the size of a log file in bytes. Default 64 MiB.
+	// SegmentSize is the size of a log file in bytes, a multiple of 4096 from 16384 up to 4 GiB, that not included. Default 64 MiB.
 	SegmentSize int64
 
 	// SnapshotThrottle bounds what the copying of snapshots takes. SetSnapshotThrottle changes it.
@@ -198,8 +200,14 @@ func (o HostOptions) Validate() error {
 	if err := o.SnapshotThrottle.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("HostOptions.%w", err))
 	}
-	if o.SegmentSize < 0 || o.SegmentSize%4096 != 0 {
-		errs = append(errs, fmt.Errorf("HostOptions.SegmentSize is %d, must be a positive multiple of 4096", o.SegmentSize))
+	if n := o.SegmentSize; n != 0 && (n < wal.SegmentSizeMin || n >= wal.SegmentSizeLimit || n%wal.SegmentSizeUnit != 0) {
+		errs = append(errs, fmt.Errorf("HostOptions.SegmentSize is %d, must be a multiple of %d, at least %d and below %d",
+			n, wal.SegmentSizeUnit, wal.SegmentSizeMin, int64(wal.SegmentSizeLimit)))
+	}
+	if o.Transport == nil {
+		if err := rpc.CheckTLS(o.TLS); err != nil {
+			errs = append(errs, fmt.Errorf("HostOptions.TLS: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -345,6 +345,11 @@ func (r *replicator) unreadable(err error) {
 		return
 	}
 	failure := &Error{Code: ErrIO, Op: "read log", Group: r.n.group, Index: r.p.Next, Err: err}
+	if errors.Is(err, wal.ErrNotOpened) {
+		r.lastErr = failure
+		r.log.Warn("the log waits to be read", zap.Error(err))
+		return
+	}
 	r.n.post(func() {
 		if r.n.role == RoleLeader && r.n.term == r.term {
 			r.n.fail(failure)

@@ -392,3 +392,25 @@ func TestADroppedReplicatorLeavesItsSuccessorAlone(t *testing.T) {
 	assert.EqualValues(t, 1, n.box.acknowledgedBy(fourth), "it has lost its disk once more")
 	s.end()
 }
+
+// A7: a leader that cannot open its log for want of descriptors goes on leading, and reads again after a pause.
+func TestALeaderWaitsForDescriptors(t *testing.T) {
+	s, r := newColdLeader(t, 3, 2)
+	n, sent := s.node, r.calls
+	store, asked := n.lm.store, 0
+	n.lm.store = reading{LogStorage: &lockedStorage{LogStorage: store}, before: func() { asked++ }}
+	r.step(n.host.env.Exec.Now(), nil)
+	s.pass(100 * time.Millisecond)
+	require.Equal(t, 1, asked)
+	require.Equal(t, sent, r.calls)
+	require.ErrorIs(t, r.status.load().Err, wal.ErrNotOpened, "Status says why")
+	require.NoError(t, n.Status().Err)
+	require.Equal(t, RoleLeader, n.role)
+	s.pass(2 * busyDelay)
+	require.LessOrEqual(t, asked, 4, "after a pause each")
+	n.lm.store, s.loyal = store, true
+	s.pass(2 * busyDelay)
+	require.Equal(t, RoleLeader, n.role)
+	assert.Equal(t, n.lm.lastIndex(), n.box.index(), "what nobody got is sent")
+	s.end()
+}

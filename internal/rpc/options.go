@@ -84,6 +84,15 @@ func orDefault[T int | time.Duration](v, def T) T {
 
 var errNoRoots = errors.New("the TLS configuration has neither ClientCAs nor RootCAs to verify clients against")
 
+// CheckTLS reports why a configuration is none to accept connections with; nil for none at all.
+func CheckTLS(c *tls.Config) error {
+	if c == nil {
+		return nil
+	}
+	_, err := serverTLS(c)
+	return err
+}
+
 // serverTLS returns the configuration of the accepting side.
 func serverTLS(c *tls.Config) (*tls.Config, error) {
 	own, err := verifying(c, nil)

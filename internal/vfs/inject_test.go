@@ -1,6 +1,8 @@
 package vfs
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -153,5 +155,52 @@ func BenchmarkMemAppend(b *testing.B) {
 		if err != nil || f.Sync() != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestNotOpened(t *testing.T) {
+	m := NewMem()
+	require.NoError(t, m.MkdirAll("/d", 0o755))
+	f := create(t, m, "/d/f", "x")
+	for _, test := range []struct {
+		what string
+		err  error
+		want bool
+		call func() error
+	}{
+		{"open", syscall.EMFILE, true, func() error { _, err := m.OpenFile("/d/f", os.O_RDWR, 0); return err }},
+		{"create", syscall.ENFILE, true, func() error { _, err := m.OpenFile("/d/g", os.O_RDWR|os.O_CREATE, 0); return err }},
+		{"open without memory", syscall.ENOMEM, true, func() error { _, err := m.OpenFile("/d/f", os.O_RDWR, 0); return err }},
+		{"wrapped", syscall.EMFILE, true, func() error { _, err := m.OpenFile("/d/f", os.O_RDWR, 0); return fmt.Errorf("x: %w", err) }},
+		{"joined", syscall.EMFILE, false, func() error {
+			_, err := m.OpenFile("/d/f", os.O_RDWR, 0)
+			return errors.Join(err, os.ErrClosed)
+		}},
+		{"another error", syscall.EIO, false, func() error { _, err := m.OpenFile("/d/f", os.O_RDWR, 0); return err }},
+		{"directory", syscall.EMFILE, true, func() error { return m.SyncDir("/d") }},
+		{"sync of a directory", syscall.ENOMEM, false, func() error { return m.SyncDir("/d") }},
+		{"sync", syscall.ENOMEM, false, f.Sync},
+		{"write", syscall.EMFILE, false, func() error { _, err := f.WriteAt([]byte("y"), 0); return err }},
+		{"nothing", nil, false, f.Sync},
+	} {
+		m.SetInjector(Fail(test.err))
+		require.Equal(t, test.want, NotOpened(test.call()), test.what)
+	}
+}
+
+// A directory that could not be opened is as it was: a later SyncDir makes durable what it holds.
+func TestSyncDirThatWasNotOpened(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		kept bool
+	}{{syscall.EMFILE, true}, {syscall.EIO, false}} {
+		m := NewMem()
+		create(t, m, "/f", "")
+		m.SetInjector(Fail(test.err, KindSyncDir))
+		require.Error(t, m.SyncDir("/"))
+		m.SetInjector(nil)
+		require.NoError(t, m.SyncDir("/"))
+		_, err := m.CrashClone(nil).Stat("/f")
+		require.Equal(t, test.kept, err == nil, "%v", test.err)
 	}
 }

@@ -201,6 +201,9 @@ func (m *Mem) findDir(dir string) (*inode, error) {
 func (m *Mem) SyncDir(dir string) error {
 	op := Op{Kind: KindSyncDir, Name: dir}
 	injected := m.begin(op)
+	if noDescriptor(injected) {
+		return memError(Op{Kind: KindOpen, Name: dir}, injected)
+	}
 	return memError(op, m.locked(func() error {
 		n, err := m.findDir(dir)
 		if err != nil {

@@ -63,7 +63,8 @@ func (o Op) Writes() bool {
 // Injector decides before each operation whether it fails: a non-nil result is
 // returned to the caller in an *os.PathError. A failed Sync or SyncDir leaves
 // what it should have made durable in the state ext4 leaves it in: readable, no
-// longer dirty, not on the disk. A failed Close closes all the same. Other
+// longer dirty, not on the disk. But a SyncDir that fails with EMFILE or ENFILE has
+// not opened the directory. A failed Close closes all the same. Other
 // failed operations do nothing, except a write that fails with ShortWrite.
 //
 // It is called without locks and may be called concurrently.

@@ -79,7 +79,7 @@ func (OS) Stat(name string) (os.FileInfo, error) {
 func (OS) SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
-		return pathError("syncdir", dir, err)
+		return pathError("open", dir, err)
 	}
 	info, err := f.Stat()
 	switch {

@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -80,4 +81,44 @@ func TestWriteOut(t *testing.T) {
 	require.NoError(t, WriteOut(f, 0, 4))
 	require.Equal(t, "some data", content(t, m, "/f"))
 	require.NoError(t, f.Close())
+}
+
+// TestWithoutDescriptors has a process of its own use up all descriptors.
+func TestWithoutDescriptors(t *testing.T) {
+	const child = "VFS_WITHOUT_DESCRIPTORS"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestWithoutDescriptors$")
+		cmd.Env = append(os.Environ(), child+"=1")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return
+	}
+	dir := t.TempDir()
+	f := create(t, OS{}, filepath.Join(dir, "f"), "x")
+	var free []File
+	var limit syscall.Rlimit
+	require.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
+	limit.Cur = 64
+	require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit))
+	for {
+		g, err := OS{}.OpenFile(f.Name(), os.O_RDWR, 0)
+		if err != nil {
+			require.True(t, NotOpened(err), "%v", err)
+			break
+		}
+		free = append(free, g)
+	}
+	_, err := OS{}.OpenFile(filepath.Join(dir, "g"), os.O_RDWR|os.O_CREATE, 0o644)
+	require.True(t, NotOpened(err), "%v", err)
+	_, err = OS{}.Stat(filepath.Join(dir, "g"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+	err = OS{}.SyncDir(dir)
+	require.True(t, NotOpened(err), "%v", err)
+	require.NoError(t, f.Sync())
+	require.NotEmpty(t, free)
+	require.NoError(t, free[0].Close())
+	require.NoError(t, OS{}.SyncDir(dir))
+	for _, g := range free[1:] {
+		require.NoError(t, g.Close())
+	}
 }

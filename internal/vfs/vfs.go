@@ -19,11 +19,30 @@ import (
 	"errors"
 	"io"
 	"os"
+	"syscall"
 )
 
 // ErrLocked says that somebody else holds the lock. It arrives wrapped in an
 // *os.PathError that names the lock file.
 var ErrLocked = errors.New("locked by another holder")
+
+// NotOpened reports whether err says that OpenFile could not open a file, or SyncDir the directory, because the process or the
+// system had no descriptor or no memory left for it. Nothing was changed but that a file to be made may be there, empty: it
+// may be tried again. Of any other operation, a write or a sync above all, and of several errors joined, it never says so.
+func NotOpened(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		e, ok := err.(*os.PathError)
+		if !ok {
+			continue
+		}
+		return (e.Op == KindOpen.String() || e.Op == KindCreate.String()) && (noDescriptor(e.Err) || errors.Is(e.Err, syscall.ENOMEM))
+	}
+	return false
+}
+
+func noDescriptor(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
 
 // FS is a file system.
 //
@@ -48,7 +67,7 @@ type FS interface {
 	ReadDir(dir string) ([]string, error)
 	// Stat describes name.
 	Stat(name string) (os.FileInfo, error)
-	// SyncDir makes the entries of dir durable.
+	// SyncDir makes the entries of dir durable. See NotOpened.
 	SyncDir(dir string) error
 	// Lock takes the exclusive lock on name, making the file if it lacks, and
 	// fails with ErrLocked at once if it is held, also by this process. Closing

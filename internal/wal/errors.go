@@ -25,6 +25,9 @@ var (
 	ErrOrder = errors.New("operation does not follow the log")
 	// ErrTooLarge says that a record exceeds Options.MaxRecord, or a name its length.
 	ErrTooLarge = errors.New("record is too large")
+	// ErrNotOpened says that a file could not be opened for reading, since there was no descriptor for it at the moment. It may be
+	// tried again.
+	ErrNotOpened = errors.New("cannot be read for now")
 	// ErrIdentity says that the directory is not this host's, or not whole.
 	ErrIdentity = errors.New("wrong log directory")
 	// ErrVersion says that a newer version of the format was found.

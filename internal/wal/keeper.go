@@ -34,13 +34,17 @@ type keeper struct {
 	next      uint64 // number of the next segment
 	blanks    []blank
 	making    *making
+	opened    bool      // the store is open; before, no file is removed for want of space
+	unfit     []blank   // for which the opening found no space
 	eager     int       // so many of the next segments are small, to be zeroed soon
 	zeroAt    time.Time // not before then is the next piece zeroed
-	retryAt   time.Time // not before then is a segment made, after the disk was full
+	retryAt   time.Time // not before then is a segment made, after the disk was full or no file could be opened
+	tendAt    time.Time // not before then is the old looked after, when no file could be opened for that
 	releasing bool
 	releaseTo uint64
 	releaseAt time.Time  // not before then is a release tried, after one was refused
 	retired   []*segment // released, perhaps still read
+	emptying  []vfs.File // removed, and to be emptied
 	named     uint64     // what the identity names as the log's end
 	left      bool
 }
@@ -49,6 +53,8 @@ type keeper struct {
 type making struct {
 	seg    *segment
 	file   vfs.File
+	reused bool // the file was there before, and this is what it was
+	had    blank
 	zeroed int64
 	zeros  []byte
 }
@@ -73,15 +79,7 @@ func (k *keeper) step(now time.Time, batch []keepMsg) time.Time {
 	if k.left {
 		return time.Time{}
 	}
-	if err := k.retire(); err != nil {
-		k.fail(err, now)
-		return k.deadline(now)
-	}
-	if err := k.trim(); err != nil {
-		k.fail(err, now)
-		return k.deadline(now)
-	}
-	if err := k.name(false); err != nil && !isSpace(err) { // without space it is tried again with the next segment
+	if err := k.tend(now); err != nil {
 		k.fail(err, now)
 		return k.deadline(now)
 	}
@@ -92,9 +90,32 @@ func (k *keeper) step(now time.Time, batch []keepMsg) time.Time {
 	return k.deadline(now)
 }
 
+// tend looks after what was released, what is left unused and what the identity says. It goes on later if a file could not be opened.
+func (k *keeper) tend(now time.Time) error {
+	if now.Before(k.tendAt) {
+		return nil
+	}
+	k.tendAt = time.Time{}
+	err := k.retire()
+	if err == nil {
+		err = k.trim()
+	}
+	if err == nil {
+		if err = k.name(false); isSpace(err) { // it is tried again with the next segment
+			err = nil
+		}
+	}
+	if vfs.NotOpened(err) {
+		k.tendAt = now.Add(k.s.o.Retry)
+		k.s.o.Log("wal: %s: old segments wait: %v", k.s.o.Dir, err)
+		return nil
+	}
+	return err
+}
+
 // deadline is the earliest of what waits for its time, zero if nothing does.
 func (k *keeper) deadline(now time.Time) (at time.Time) {
-	for _, t := range []time.Time{k.zeroAt, k.retryAt, k.releaseAt} {
+	for _, t := range []time.Time{k.zeroAt, k.retryAt, k.tendAt, k.releaseAt} {
 		if t.After(now) && (at.IsZero() || t.Before(at)) {
 			at = t
 		}
@@ -109,8 +130,9 @@ func (k *keeper) quit() {
 		err = k.making.file.Close()
 		k.making = nil
 	}
-	if nerr := k.name(true); isSpace(nerr) {
-		k.s.o.Log("wal: %s: no space to note the log's end: %v", k.s.o.Dir, nerr)
+	err = errors.Join(err, k.closeEmptying())
+	if nerr := k.name(true); isSpace(nerr) || vfs.NotOpened(nerr) {
+		k.s.o.Log("wal: %s: the log's end could not be noted: %v", k.s.o.Dir, nerr)
 	} else {
 		err = errors.Join(err, nerr)
 	}
@@ -172,7 +194,7 @@ func (k *keeper) prepare(now time.Time) (again bool) {
 	}
 	k.retryAt, k.zeroAt = time.Time{}, time.Time{}
 	if k.making == nil {
-		m, err := k.begin()
+		m, err := k.begin(k.need())
 		if err != nil {
 			k.fail(err, now)
 			return false
@@ -203,11 +225,20 @@ func (k *keeper) prepare(now time.Time) (again bool) {
 	return true
 }
 
-// takeBlank picks a file to use again, one that needs no zeroing if there is such.
+// need is how much of the next segment is taken at once: header, state of all groups, and a mark.
+func (k *keeper) need() int64 {
+	s := k.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur.firstEnd + block
+}
+
+// takeBlank picks a file to use again: one that needs no zeroing if there is such, else the largest, which needs the least
+// space.
 func (k *keeper) takeBlank() (b blank, ok bool) {
-	at := len(k.blanks) - 1
-	for i, b := range k.blanks {
-		if b.written && b.size >= k.s.o.SegmentSize {
+	at := -1
+	for i := range k.blanks {
+		if at < 0 || !k.better(k.blanks[at], k.blanks[i]) {
 			at = i
 		}
 	}
@@ -219,18 +250,27 @@ func (k *keeper) takeBlank() (b blank, ok bool) {
 	return b, true
 }
 
-// begin makes the file of the next segment, of a released one if there is any.
-func (k *keeper) begin() (*making, error) {
+func (k *keeper) better(a, b blank) bool {
+	ready := func(b blank) bool { return b.written && b.size >= k.s.o.SegmentSize }
+	if ready(a) != ready(b) {
+		return ready(a)
+	}
+	return a.size > b.size
+}
+
+// begin makes the file of the next segment, of a released one if there is any. need is how much of it is taken at once.
+func (k *keeper) begin(need int64) (*making, error) {
 	k.next++
 	seg := &segment{seq: k.next, inc: k.s.o.Rand(), path: k.s.segmentPath(k.next), size: k.s.o.SegmentSize}
+	m := &making{seg: seg, zeroed: firstBatchOffset}
 	if b, ok := k.takeBlank(); ok {
+		m.reused, m.had = true, blank{path: seg.path, size: b.size, written: b.written}
 		if err := k.s.o.FS.Rename(b.path, seg.path); err != nil {
 			return nil, err
 		}
 		if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
-			return nil, err
+			return nil, k.putBack(m, err)
 		}
-		seg.written = b.written && b.size >= seg.size
 		seg.size = max(b.size, seg.size)
 	} else if k.eager > 0 {
 		k.eager--
@@ -238,22 +278,56 @@ func (k *keeper) begin() (*making, error) {
 	}
 	file, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
-		return nil, err
+		return nil, k.putBack(m, err)
 	}
-	m := &making{seg: seg, file: file, zeroed: firstBatchOffset}
-	// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
-	if err := file.Preallocate(0, seg.size); err != nil {
+	m.file = file
+	if err := k.reserve(m, need); err != nil {
 		return nil, k.scrap(m, err)
 	}
 	return m, nil
 }
 
+// putBack keeps the file of a segment that is not made after all, and passes err on.
+func (k *keeper) putBack(m *making, err error) error {
+	if m.reused {
+		k.blanks = append(k.blanks, m.had)
+	}
+	return err
+}
+
+// reserve takes the segment's space, or less if the disk has not that much. A file that is used again is at least as large as
+// it was.
+func (k *keeper) reserve(m *making, need int64) error {
+	// Less is not worth having: next to the state of all groups it would hold hardly anything. But an opening takes what it finds.
+	least := need + min(k.s.o.SegmentSize/4, eagerSize/8)
+	if m.had.size >= least || m.had.size >= need && !k.opened {
+		least = m.had.size
+	}
+	for size := m.seg.size; ; {
+		m.seg.size, m.seg.written = size, m.had.written && m.had.size >= size
+		// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
+		err := m.file.Preallocate(0, size)
+		if !isSpace(err) || size <= least {
+			return err
+		}
+		size = max(align(size/2), least)
+		if err := m.file.Truncate(size); err != nil { // some of what was asked for may have been found
+			return err
+		}
+	}
+}
+
 // scrap removes what was made of a segment and passes err on. Its space is needed by
-// others when the disk is full.
+// others when the disk is full. While the store is being opened a file that was there before is left: it may be all that a
+// later attempt has.
 func (k *keeper) scrap(m *making, err error) error {
 	var cerr error
 	if m.file != nil {
 		cerr = m.file.Close()
+	}
+	if m.reused && !k.opened {
+		k.unfit = append(k.unfit, m.had)
+		return err
 	}
 	if rerr := k.s.o.FS.Remove(m.seg.path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		return errors.Join(err, cerr, rerr)
@@ -297,7 +371,12 @@ func (k *keeper) finish(m *making) error {
 func (k *keeper) giveUp(err error, now time.Time) {
 	m := k.making
 	k.making = nil
-	k.fail(k.scrap(m, err), now)
+	if vfs.NotOpened(err) { // only its name is not durable, which it will be under the next one
+		k.blanks = append(k.blanks, blank{path: m.seg.path, size: m.seg.size, written: m.seg.written})
+	} else {
+		err = k.scrap(m, err)
+	}
+	k.fail(err, now)
 }
 
 // hand adds a prepared segment to those that the writer may take.
@@ -310,14 +389,25 @@ func (k *keeper) hand(seg *segment) {
 	s.unlockAndWake()
 }
 
-// fail takes note that no segment could be made. A full disk passes.
+// fail takes note that no segment could be made. A full disk passes, and so does the want of descriptors: until then who
+// waits for a segment waits on, unless the store is to be closed.
 func (k *keeper) fail(err error, now time.Time) {
 	s := k.s
+	if vfs.NotOpened(err) {
+		k.retryAt = now.Add(s.o.Retry)
+		s.o.Log("wal: %s: the next segment waits: %v", s.o.Dir, err)
+	}
 	s.mu.Lock()
-	if isSpace(err) {
+	switch {
+	case vfs.NotOpened(err) && !s.closing:
+		s.mu.Unlock()
+		return
+	case vfs.NotOpened(err):
+		s.spaceErr = err
+	case isSpace(err):
 		s.spaceErr = err
 		k.retryAt = now.Add(s.o.Retry)
-	} else {
+	default:
 		s.poison(fmt.Errorf("prepare a segment: %w", err))
 	}
 	s.waiting = false
@@ -415,7 +505,7 @@ func (k *keeper) retire() error {
 		}
 		useless = append(useless, seg)
 	}
-	if len(useless) == 0 {
+	if len(useless) == 0 && len(k.emptying) == 0 {
 		return nil
 	}
 	k.retryAt = time.Time{} // there is space in a moment
@@ -425,19 +515,18 @@ func (k *keeper) retire() error {
 // remove deletes segments. It empties them too, since an idle lane may have one open and so
 // would keep its space; but only once the name is gone for good: a file of the log that is
 // empty looks like damage.
-func (k *keeper) remove(segs []*segment) (err error) {
-	var files []vfs.File
-	defer func() {
-		for _, f := range files {
-			err = errors.Join(err, f.Close())
-		}
-	}()
-	for _, seg := range segs {
+func (k *keeper) remove(segs []*segment) error {
+	for i, seg := range segs {
 		f, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+		if vfs.NotOpened(err) {
+			k.s.mu.Lock()
+			k.retired = append(k.retired, segs[i:]...)
+			k.s.mu.Unlock()
+		}
 		if err != nil {
 			return err
 		}
-		files = append(files, f)
+		k.emptying = append(k.emptying, f)
 		if err := k.s.o.FS.Remove(seg.path); err != nil {
 			return err
 		}
@@ -445,12 +534,20 @@ func (k *keeper) remove(segs []*segment) (err error) {
 	if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
 		return err
 	}
-	for _, f := range files {
+	for _, f := range k.emptying {
 		if err := f.Truncate(0); err != nil {
 			return err
 		}
 	}
-	return nil
+	return k.closeEmptying()
+}
+
+func (k *keeper) closeEmptying() (err error) {
+	for _, f := range k.emptying {
+		err = errors.Join(err, f.Close())
+	}
+	k.emptying = nil
+	return err
 }
 
 // trim cuts the unused end off a segment behind which the log goes on in another, if it is
@@ -463,6 +560,11 @@ func (k *keeper) trim() error {
 			return nil
 		}
 		file, err := s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+		if vfs.NotOpened(err) {
+			s.mu.Lock()
+			seg.cut = false
+			s.mu.Unlock()
+		}
 		if err != nil {
 			return err
 		}

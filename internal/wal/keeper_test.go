@@ -226,6 +226,7 @@ func TestASegmentThatHasLostSpaceGetsItAgain(t *testing.T) {
 		last, err = b.appendAll(g, last+1, 1, 4000)
 		require.NoError(t, err)
 	}
+	b.run(time.Second) // until nothing more is given back
 	b.fs.SetCapacity(b.fs.Used())
 	_, err := b.appendAll(g, last+1, 500, 4000)
 	assert.ErrorIs(t, err, ErrNoSpace)
@@ -235,28 +236,7 @@ func TestASegmentThatHasLostSpaceGetsItAgain(t *testing.T) {
 // A removal is refused after its name was taken again: after a restart there is one group of
 // that name, the later, and the other one's entries hold no space.
 func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
-	b := newBed(t)
-	require.NoError(t, b.open())
-	g := b.group("g")
-	b.run(time.Second)
-	b.fs.SetCapacity(b.fs.Used())
-	_, err := b.appendAll(g, 1, 500, 4000)
-	require.ErrorIs(t, err, ErrNoSpace)
-	s := b.s
-	for term := int64(1); len(s.free) > 0 || s.cur.size-s.off >= 2*block; term++ {
-		g.SaveHardState(HardState{Term: term}, 0, nil)
-		b.run(2 * time.Millisecond)
-	}
-	removed := errors.New("not delivered")
-	g.Remove(func(e error) { removed = e })
-	fresh := b.group("g")
-	require.NotSame(t, g, fresh)
-	b.run(2 * time.Millisecond)
-	require.ErrorIs(t, removed, ErrNoSpace)
-	b.fs.SetCapacity(-1)
-	b.run(time.Second)
-	_, err = b.appendAll(fresh, 1, 2, 10)
-	require.NoError(t, err)
+	b, fresh := refusedRemoval(t)
 	b.close()
 	holds := fresh.pin.seq
 	for range 3 {
@@ -270,9 +250,55 @@ func TestRefusedRemovalLeavesOneGroupOfTheName(t *testing.T) {
 	assert.Equal(t, holds, b.s.segs[0].seq, "the other's segments are released")
 }
 
+// The later group is removed as well. After a restart there is none of that name: the earlier one's votes and entries do not come back.
+func TestRefusedRemovalBringsNothingBack(t *testing.T) {
+	b, fresh := refusedRemoval(t)
+	removed := errors.New("not delivered")
+	fresh.Remove(func(e error) { removed = e })
+	b.run(time.Second)
+	require.NoError(t, removed)
+	b.close()
+	require.NoError(t, b.open())
+	for range 3 {
+		assert.Empty(t, b.s.Groups())
+		assert.Equal(t, HardState{}, b.group("g").Recovered().Hard)
+		assert.Zero(t, b.group("g").Recovered().Last)
+		b.run(time.Second)
+		b.close()
+		require.NoError(t, b.open())
+	}
+}
+
+// refusedRemoval makes a store with a group whose removal was refused, and a later one of the same name with two entries.
+func refusedRemoval(t *testing.T) (b *bed, fresh *Group) {
+	b = newBed(t)
+	require.NoError(t, b.open())
+	g := b.group("g")
+	b.run(time.Second)
+	b.fs.SetCapacity(b.fs.Used())
+	_, err := b.appendAll(g, 1, 500, 4000)
+	require.ErrorIs(t, err, ErrNoSpace)
+	s := b.s
+	for term := int64(1); len(s.free) > 0 || s.cur.size-s.off >= 2*block; term++ {
+		g.SaveHardState(HardState{Term: term}, 0, nil)
+		b.run(2 * time.Millisecond)
+	}
+	removed := errors.New("not delivered")
+	g.Remove(func(e error) { removed = e })
+	fresh = b.group("g")
+	require.NotSame(t, g, fresh)
+	b.run(2 * time.Millisecond)
+	require.ErrorIs(t, removed, ErrNoSpace)
+	b.fs.SetCapacity(-1)
+	b.run(time.Second)
+	_, err = b.appendAll(fresh, 1, 2, 10)
+	require.NoError(t, err)
+	return b, fresh
+}
+
 func TestDiskFullWhileOpening(t *testing.T) {
 	b := newBed(t)
-	b.fs.SetCapacity(40 << 10)
+	b.fs.SetCapacity(20 << 10)
 	err := b.open()
 	require.ErrorIs(t, err, ErrNoSpace)
 	require.ErrorIs(t, err, syscall.ENOSPC)
@@ -288,6 +314,77 @@ func TestDiskFullWhileOpening(t *testing.T) {
 	b.group("g").SaveHardState(HardState{Term: 1}, 0, func(e error) { vote = e })
 	b.run(time.Second)
 	require.NoError(t, vote)
+}
+
+// What an opening prepares is smaller than a segment, and so is what a restart finds on a disk that has been filled up since, to the last
+// block. One restart after the other gets along with it.
+func TestRestartsOnAFullDisk(t *testing.T) {
+	b := newBed(t)
+	b.o.SegmentSize = 2 * eagerSize
+	require.NoError(t, b.open())
+	last, err := b.appendAll(b.group("g"), 1, 3, 4000)
+	require.NoError(t, err)
+	b.run(time.Second)
+	for i := range 3 {
+		b.close()
+		b.fs.SetCapacity(b.fs.Used())
+		require.NoError(t, b.open(), "restart %d", i)
+		g := b.group("g")
+		assert.Equal(t, last, g.Recovered().Last)
+		last, err = b.appendAll(g, last+1, 3, 4000)
+		require.NoError(t, err)
+		vote := errors.New("not delivered")
+		g.SaveHardState(HardState{Term: int64(i + 1)}, 0, func(e error) { vote = e })
+		b.run(time.Second)
+		require.NoError(t, vote)
+		assert.NotEmpty(t, b.s.free, "one is kept prepared")
+	}
+}
+
+// A file that needs no zeroing is used first, else the largest one, which needs the least space.
+func TestTheBestFileIsUsedAgainFirst(t *testing.T) {
+	k := &keeper{s: &Store{o: Options{SegmentSize: 64 << 20}}}
+	k.blanks = []blank{{"a", 1 << 20, true}, {"b", 64 << 20, false}, {"c", 8 << 20, true}, {"d", 64 << 20, true}, {"e", 0, false}, {"f", 96 << 20, false}}
+	order := ""
+	for b, ok := k.takeBlank(); ok; b, ok = k.takeBlank() {
+		order += b.path
+	}
+	assert.Equal(t, "dfbcae", order)
+}
+
+// An opening that fails for want of space leaves what there is to a later one.
+func TestOpeningsThatFindNoSpaceRemoveNothing(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		fail vfs.Injector
+	}{
+		{"no segment", vfs.Fail(syscall.ENOSPC, vfs.KindPreallocate)},
+		{"no identity", vfs.Injector(vfs.Fail(syscall.ENOSPC, vfs.KindWrite)).On(identityTemp)},
+		{"no directory", vfs.Injector(vfs.Fail(syscall.ENOSPC, vfs.KindSyncDir)).On("d")},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBed(t)
+			b.o.SegmentSize = 2 * eagerSize
+			require.NoError(t, b.open())
+			_, err := b.appendAll(b.group("g"), 1, 3, 4000)
+			require.NoError(t, err)
+			b.run(time.Second)
+			b.close()
+			b.fs.SetCapacity(b.fs.Used())
+			files, err := b.fs.ReadDir("/d")
+			require.NoError(t, err)
+			for range 5 {
+				b.fs.SetInjector(test.fail)
+				require.ErrorIs(t, b.open(), ErrNoSpace)
+			}
+			b.fs.SetInjector(nil)
+			left, err := b.fs.ReadDir("/d")
+			require.NoError(t, err)
+			assert.GreaterOrEqual(t, len(left), len(files))
+			require.NoError(t, b.open())
+			assert.EqualValues(t, 3, b.group("g").Recovered().Last)
+		})
+	}
 }
 
 // A record that is larger than the segments which an opening prepares goes where it has room, for on a full disk none can be made larger for it.
@@ -461,4 +558,154 @@ func TestRemovedSegmentsHoldNoSpace(t *testing.T) {
 		assert.LessOrEqual(t, b.fs.Used(), files*b.o.SegmentSize+2*block)
 	}
 	b.close()
+}
+
+// noDescriptors makes every operation that opens something fail, the rest goes on.
+func noDescriptors(op vfs.Op) error {
+	switch op.Kind {
+	case vfs.KindOpen, vfs.KindCreate, vfs.KindSyncDir:
+		return syscall.EMFILE
+	}
+	return nil
+}
+
+// files counts the segments' files, and what they take.
+func (b *bed) files() (count int, size int64) {
+	names, err := b.fs.ReadDir("/d")
+	require.NoError(b.t, err)
+	for _, name := range names {
+		if _, ok := parseSegmentName(name); ok {
+			info, err := b.fs.Stat("/d/" + name)
+			require.NoError(b.t, err)
+			count, size = count+1, size+info.Size()
+		}
+	}
+	return count, size
+}
+
+// From any moment on no file can be opened for a while: what was going on waits, nothing is refused, and goes on. Whoever closes the store
+// meanwhile does not wait for that.
+func TestWantOfDescriptorsPasses(t *testing.T) {
+	for _, closing := range []bool{false, true} {
+		waited, failed := 0, 0
+		for n := range int64(150) {
+			b := newBed(t)
+			logged := 0
+			b.o.Log = func(format string, args ...any) { logged++ }
+			require.NoError(t, b.open())
+			b.s.o.Keep = 0 // an option of 0 means the default
+			g, base := b.group("g"), b.fs.Ops()
+			b.fs.SetInjector(func(op vfs.Op) error {
+				if op.N <= base+n {
+					return nil
+				}
+				return noDescriptors(op)
+			})
+			var results []*error
+			acked := func() (n int) {
+				for n < len(results) && *results[n] == nil {
+					n++
+				}
+				return n
+			}
+			for at := range int64(60) {
+				results = append(results, b.append(g, at+1, 1, 6000))
+				if at%10 == 9 {
+					g.TruncatePrefix(at-5, 1, nil)
+				}
+				b.run(time.Millisecond)
+			}
+			before := acked()
+			events := b.sim.RunFor(time.Second)
+			assert.Less(t, events, 3000, "no busy loop")
+			require.NoError(t, b.s.Err(), "at operation %d", n)
+			if acked() < len(results) {
+				waited++
+			}
+			if closing {
+				var err error
+				closed := false
+				b.s.Shutdown(func(e error) { err, closed = e, true })
+				b.run(3 * b.o.Retry)
+				require.True(t, closed, "at operation %d", n)
+				if err != nil {
+					require.ErrorIs(t, err, syscall.EMFILE)
+					failed++
+				}
+				before = acked()
+				for _, r := range results {
+					require.NotEqual(t, "not delivered", fmt.Sprint(*r))
+				}
+				b.fs.SetInjector(nil)
+			} else {
+				b.fs.SetInjector(nil)
+				b.run(time.Second)
+				require.Equal(t, len(results), acked(), "at operation %d", n)
+				require.Empty(t, b.s.keeper.emptying)
+				files, size := b.files()
+				require.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files, "at operation %d", n)
+				require.LessOrEqual(t, b.fs.Used(), size+2*block, "at operation %d", n)
+				b.close()
+				before = len(results)
+			}
+			b.o.Log = nil
+			require.NoError(t, b.open())
+			require.GreaterOrEqual(t, b.group("g").Recovered().Last, int64(before), "at operation %d", n)
+			b.close()
+		}
+		assert.Greater(t, waited, 20)
+		assert.Equal(t, closing, failed > 0)
+	}
+}
+
+// A record that is larger than a segment waits likewise until that can be opened to be made larger.
+func TestWantOfDescriptorsDelaysALargeRecord(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	g := b.group("g")
+	b.run(time.Second)
+	b.fs.SetInjector(noDescriptors)
+	r := b.append(g, 1, 1, 500<<10)
+	b.run(time.Second)
+	require.ErrorContains(t, *r, "not delivered")
+	b.fs.SetInjector(nil)
+	b.run(time.Second)
+	require.NoError(t, *r)
+}
+
+// A read says that it may be tried again.
+func TestReadsWithoutDescriptors(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	g := b.group("g")
+	_, err := b.appendAll(g, 1, 3, 100)
+	require.NoError(t, err)
+	b.fs.SetInjector(noDescriptors)
+	_, err = g.Read(1, 1<<20)
+	require.ErrorIs(t, err, ErrNotOpened)
+	require.ErrorIs(t, err, syscall.EMFILE)
+	b.fs.SetInjector(nil)
+	batch, err := g.Read(1, 1<<20)
+	require.NoError(t, err)
+	assert.EqualValues(t, 1, batch.First)
+}
+
+// The unused end of a segment that an earlier opening has left is cut off once there are descriptors again.
+func TestWantOfDescriptorsDelaysCutting(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	_, err := b.appendAll(b.group("g"), 1, 1, 100)
+	require.NoError(t, err)
+	b.close()
+	require.NoError(t, b.open())
+	b.fs.SetInjector(noDescriptors)
+	b.run(time.Second)
+	old := b.s.segs[0]
+	require.Equal(t, b.o.SegmentSize, old.size)
+	b.fs.SetInjector(nil)
+	b.run(time.Second)
+	require.Equal(t, old.end, old.size)
+	info, err := b.fs.Stat(old.path)
+	require.NoError(t, err)
+	assert.Equal(t, old.end, info.Size())
 }

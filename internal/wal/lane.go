@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/graft-raft/graft/internal/actor"
+	"github.com/graft-raft/graft/internal/vfs"
 )
 
 type laneMsg int
@@ -17,7 +18,7 @@ const (
 // posts to itself, so that a simulation can interleave those of several lanes.
 //
 // Invariants: it is either among Store.idle, or counted in Store.busy with one
-// message to itself, or the waker's, on the way.
+// message to itself, or the waker's, on the way, or with a job that waits for its time.
 //
 // Ownership: its actor's. It may block: on the disk.
 type lane struct {
@@ -25,10 +26,11 @@ type lane struct {
 	a *actor.Actor[laneMsg]
 	w writer
 
-	job  job
-	sync bool // the job's write is done, its sync is not
-	err  error
-	left bool
+	job   job
+	again time.Time // when the job is tried again, whose file could not be opened
+	sync  bool      // the job's write is done, its sync is not
+	err   error
+	left  bool
 }
 
 func newLane(s *Store) *lane {
@@ -46,21 +48,29 @@ func (l *lane) step(now time.Time, batch []laneMsg) time.Time {
 			l.work(now)
 		}
 	}
+	if !l.again.IsZero() && !now.Before(l.again) {
+		l.work(now)
+	}
 	if l.left || l.job.kind != jobNone {
-		return time.Time{}
+		return l.again
 	}
 	return l.s.idleMark(l, now)
 }
 
 // work does one step of the job, or looks for the next one.
 func (l *lane) work(now time.Time) {
+	l.again = time.Time{}
 	switch l.job.kind {
 	case jobWrite:
-		if !l.write() {
-			return // to be synced in a step of its own
+		if !l.write(now) {
+			return // to be synced in a step of its own, or tried again
 		}
 	case jobGrow:
-		l.s.grown(l.job, l.grow())
+		err := l.grow()
+		if l.waits(err, now) {
+			return
+		}
+		l.s.grown(l.job, err)
 	case jobMark:
 		l.s.markWritten(l.w.write(l.job.f))
 	case jobEnd:
@@ -75,11 +85,31 @@ func (l *lane) work(now time.Time) {
 	}
 }
 
-// write does one half of a jobWrite and reports whether that was the second.
-func (l *lane) write() bool {
+// waits reports whether the job is tried again after a pause, since its file could not be opened: nothing of it was written. Whoever
+// closes the store is not kept waiting.
+func (l *lane) waits(err error, now time.Time) bool {
+	if !vfs.NotOpened(err) || !l.s.patient() {
+		return false
+	}
+	l.again = now.Add(l.s.o.Retry)
+	l.s.o.Log("wal: %s: the log waits: %v", l.s.o.Dir, err)
+	return true
+}
+
+func (s *Store) patient() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err == nil && !s.closing
+}
+
+// write does one half of a jobWrite and reports whether that was the second, or failed.
+func (l *lane) write(now time.Time) bool {
 	f := l.job.f
 	if !l.sync {
 		l.err = l.w.write(f)
+		if l.waits(l.err, now) {
+			return false
+		}
 		l.sync = l.err == nil
 		if l.sync {
 			l.a.Post(laneGo)
@@ -106,7 +136,12 @@ func (l *lane) end() error {
 	if f == nil {
 		return nil
 	}
-	if err := l.w.write(f); err != nil {
+	err := l.w.write(f)
+	if vfs.NotOpened(err) {
+		l.s.o.Log("wal: %s: the log's end could not be marked: %v", l.s.o.Dir, err)
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	return l.w.file.Sync()
@@ -221,7 +256,10 @@ func (s *Store) markWritten(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.exclusive = false
-	if err != nil {
+	switch {
+	case vfs.NotOpened(err):
+		s.marked = 0 // the next idle moment has another try
+	case err != nil:
 		s.poison(err)
 	}
 }

@@ -69,7 +69,8 @@ func (s *Store) open() error {
 	if err := s.begin(end); err != nil {
 		return err
 	}
-	k.eager = s.o.Spare
+	k.opened, k.eager = true, s.o.Spare
+	k.blanks, k.unfit = append(k.blanks, k.unfit...), nil
 	for range s.o.InFlight {
 		l := newLane(s)
 		s.lanes = append(s.lanes, l)
@@ -147,8 +148,15 @@ func readFile(fs vfs.FS, name string) (b []byte, err error) {
 
 // writeIdentity replaces the identity, atomically and durably.
 func (s *Store) writeIdentity(id identity) error {
-	temp := filepath.Join(s.o.Dir, identityTemp)
-	f, err := s.o.FS.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err := s.draftIdentity(id); err != nil {
+		return err
+	}
+	return s.publishIdentity()
+}
+
+// draftIdentity writes down what publishIdentity makes the identity.
+func (s *Store) draftIdentity(id identity) error {
+	f, err := s.o.FS.OpenFile(filepath.Join(s.o.Dir, identityTemp), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}
@@ -156,10 +164,11 @@ func (s *Store) writeIdentity(id identity) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := s.o.FS.Rename(temp, filepath.Join(s.o.Dir, identityName)); err != nil {
+	return errors.Join(err, f.Close())
+}
+
+func (s *Store) publishIdentity() error {
+	if err := s.o.FS.Rename(filepath.Join(s.o.Dir, identityTemp), filepath.Join(s.o.Dir, identityName)); err != nil {
 		return err
 	}
 	return s.o.FS.SyncDir(s.o.Dir)
@@ -270,7 +279,12 @@ func (s *Store) checkStray(f *segFile, w *window, path string, head segmentHead,
 // begin seals the log's end and makes the segment that goes on behind it, all durably.
 func (s *Store) begin(prevEnd uint64) error {
 	k := s.keeper
-	m, err := k.begin()
+	first := s.firstFlight(prevEnd)
+	need := firstBatchOffset + first.need() + block // with room for a mark
+	m, err := k.begin(need)
+	for isSpace(err) && len(k.blanks) > 0 {
+		m, err = k.begin(need)
+	}
 	if err != nil {
 		return err
 	}
@@ -280,8 +294,7 @@ func (s *Store) begin(prevEnd uint64) error {
 	s.id.opening++
 	s.id.segment = m.seg.seq
 	s.enter(m.seg)
-	first := s.firstFlight(prevEnd)
-	if need := firstBatchOffset + first.need() + block; need > m.seg.size { // with room for a mark
+	if need > m.seg.size {
 		if err := s.grow(m.seg, need); err != nil {
 			return err
 		}
@@ -289,6 +302,10 @@ func (s *Store) begin(prevEnd uint64) error {
 	m.seg.firstEnd = firstBatchOffset + first.need()
 	s.durable = position(m.seg.seq, firstBatchOffset) // all before is, or recovery would have failed
 	s.place(first)
+	s.id.end = position(m.seg.seq, s.off)
+	if err := s.draftFor(m.seg, need); err != nil { // before the segment is used up: a later attempt may have no other
+		return err
+	}
 	w := writer{fs: s.o.FS}
 	err = w.write(first)
 	if err == nil {
@@ -298,13 +315,33 @@ func (s *Store) begin(prevEnd uint64) error {
 		return err
 	}
 	s.ring.pop()
-	s.durable = position(m.seg.seq, s.off)
+	s.durable = s.id.end
 	s.stats = counters{}
-	s.id.end, k.named = s.durable, s.durable
+	k.named = s.durable
 	for _, g := range s.order {
 		g.repin()
 	}
-	return s.writeIdentity(s.id)
+	return s.publishIdentity()
+}
+
+// draftFor drafts the identity. If the disk is full it takes the block for that from the segment, which has no batch yet.
+func (s *Store) draftFor(seg *segment, need int64) error {
+	err := s.draftIdentity(s.id)
+	if !isSpace(err) || seg.size-block < need {
+		return err
+	}
+	file, err := s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	seg.size -= block
+	if err = file.Truncate(seg.size); err == nil {
+		err = file.Sync()
+	}
+	if err = errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	return s.draftIdentity(s.id)
 }
 
 // grow enlarges a segment that has no batch yet.

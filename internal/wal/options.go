@@ -32,12 +32,20 @@ type Options struct {
 	// IdleMark is how long the store is idle before it writes its durable mark
 	// once more, default 50 ms.
 	IdleMark time.Duration
-	// Retry is the pause between attempts to make a segment on a full disk, default 500 ms.
+	// Retry is the pause between attempts to make a segment on a full disk, or to open a file when there are no descriptors,
+	// default 500 ms.
 	Retry time.Duration
 
 	Rand func() uint64                    // incarnations; default math/rand/v2
 	Log  func(format string, args ...any) // may be nil
 }
+
+// A segment is at least SegmentSizeMin bytes large, below SegmentSizeLimit, and a multiple of SegmentSizeUnit.
+const (
+	SegmentSizeMin   = 4 * block
+	SegmentSizeLimit = maxSegment
+	SegmentSizeUnit  = block
+)
 
 const (
 	// zeroPiece is how much of a new segment the keeper zeroes and syncs at a time.
@@ -91,8 +99,8 @@ func (o Options) Validate() error {
 	check(o.Dir != "", "Dir is empty")
 	check(o.Exec != nil, "Exec is missing")
 	check(o.Identity != "" && len(o.Identity) <= maxString, "Identity has %d bytes, must be 1 to %d", len(o.Identity), maxString)
-	check(o.SegmentSize >= 4*block && o.SegmentSize < maxSegment && o.SegmentSize%block == 0,
-		"SegmentSize is %d, must be a multiple of %d, at least %d and below %d", o.SegmentSize, block, 4*block, int64(maxSegment))
+	check(o.SegmentSize >= SegmentSizeMin && o.SegmentSize < SegmentSizeLimit && o.SegmentSize%SegmentSizeUnit == 0,
+		"SegmentSize is %d, must be a multiple of %d, at least %d and below %d", o.SegmentSize, SegmentSizeUnit, SegmentSizeMin, int64(SegmentSizeLimit))
 	check(o.MaxRecord >= block && o.MaxRecord < maxSegment/2, "MaxRecord is %d, must be %d to %d", o.MaxRecord, block, int64(maxSegment/2))
 	check(o.MaxBatch > 0, "MaxBatch is %d, must be positive", o.MaxBatch)
 	check(o.InFlight > 0 && o.InFlight <= 64, "InFlight is %d, must be 1 to 64", o.InFlight)

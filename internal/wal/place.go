@@ -3,6 +3,8 @@ package wal
 import (
 	"fmt"
 	"time"
+
+	"github.com/graft-raft/graft/internal/vfs"
 )
 
 // job is what a lane does next without the store's lock.
@@ -145,7 +147,7 @@ func (s *Store) grown(j job, err error) {
 	switch {
 	case err == nil:
 		j.seg.size = j.size
-	case isSpace(err):
+	case isSpace(err), vfs.NotOpened(err):
 		f := s.pend.front()
 		s.refuse(f != nil && f.normal == 0, err)
 	default:

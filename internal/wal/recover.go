@@ -372,14 +372,13 @@ func (r *recovery) check(chain []*segFile) error {
 	return nil
 }
 
-// dropNamesakes forgets a group whose name a later one has: it was to be removed, the
+// dropNamesakes forgets a group whose name a later one has, or had until it was removed: it was to be removed, the
 // name was taken again, and then the removal was refused because the disk was full.
 func (r *recovery) dropNamesakes() {
 	latest := make(map[string]*Group, len(r.order))
 	for _, g := range r.order {
 		old := latest[g.log.name]
 		switch {
-		case g.log.removed:
 		case old == nil:
 			latest[g.log.name] = g
 		case old.number > g.number:

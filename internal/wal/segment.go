@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -50,6 +51,9 @@ func (s *Store) acquire(seg *segment) (vfs.File, error) {
 		return file, nil
 	}
 	file, err := s.o.FS.OpenFile(seg.path, os.O_RDONLY, 0)
+	if vfs.NotOpened(err) {
+		err = fmt.Errorf("%w: %w", ErrNotOpened, err)
+	}
 	if err != nil {
 		return nil, err
 	}
