@@ -410,10 +410,10 @@ func TestAStateMachineWaitsForDescriptors(t *testing.T) {
 	c.postNow(note("begin"))
 	c.commit(2)
 	c.post(note("waits for 2"))
-	c.settle(note("refused"))
+	c.postFree(note("refused"))
 	c.postNow(note("load"))
 	for range 100 { // none of them reads at once
-		c.settle(func() {})
+		c.postFree(func() {})
 		c.sim.RunFor(10 * time.Millisecond)
 	}
 	c.commit(4)
