@@ -35,7 +35,7 @@ type keeper struct {
 	blanks    []blank
 	making    *making
 	opened    bool      // the store is open; before, no file is removed for want of space
-	unfit     []blank   // for which the opening found no space
+	unfit     []blank   // of which the opening could make no segment
 	eager     int       // so many of the next segments are small, to be zeroed soon
 	zeroAt    time.Time // not before then is the next piece zeroed
 	retryAt   time.Time // not before then is a segment made, after the disk was full or no file could be opened
@@ -289,8 +289,12 @@ func (k *keeper) begin(need int64) (*making, error) {
 
 // putBack keeps the file of a segment that is not made after all, and passes err on.
 func (k *keeper) putBack(m *making, err error) error {
-	if m.reused {
+	switch {
+	case !m.reused:
+	case k.opened:
 		k.blanks = append(k.blanks, m.had)
+	default: // an opening tries each once
+		k.unfit = append(k.unfit, m.had)
 	}
 	return err
 }
@@ -299,7 +303,7 @@ func (k *keeper) putBack(m *making, err error) error {
 // it was.
 func (k *keeper) reserve(m *making, need int64) error {
 	// Less is not worth having: next to the state of all groups it would hold hardly anything. But an opening takes what it finds.
-	least := need + min(k.s.o.SegmentSize/4, eagerSize/8)
+	least := need + smallest
 	if m.had.size >= least || m.had.size >= need && !k.opened {
 		least = m.had.size
 	}
@@ -326,8 +330,7 @@ func (k *keeper) scrap(m *making, err error) error {
 		cerr = m.file.Close()
 	}
 	if m.reused && !k.opened {
-		k.unfit = append(k.unfit, m.had)
-		return err
+		return k.putBack(m, err)
 	}
 	if rerr := k.s.o.FS.Remove(m.seg.path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		return errors.Join(err, cerr, rerr)

@@ -298,7 +298,7 @@ func refusedRemoval(t *testing.T) (b *bed, fresh *Group) {
 
 func TestDiskFullWhileOpening(t *testing.T) {
 	b := newBed(t)
-	b.fs.SetCapacity(20 << 10)
+	b.fs.SetCapacity(40 << 10)
 	err := b.open()
 	require.ErrorIs(t, err, ErrNoSpace)
 	require.ErrorIs(t, err, syscall.ENOSPC)

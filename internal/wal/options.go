@@ -53,6 +53,8 @@ const (
 	// eagerSize is how large the first segments are that an opening prepares, so that
 	// it soon has some that were written once.
 	eagerSize = 8 << 20
+	// smallest is how much a segment must hold next to the state of all groups, to be made smaller than it should be on a disk that is full.
+	smallest = 1 << 20
 	// zeroPause is how long it then leaves the disk to the log, unless the segment is needed.
 	zeroPause = 4 * time.Millisecond
 )
