@@ -198,7 +198,7 @@ func TestServersOfBraft(t *testing.T) {
 		f.set("braft.CliService/get_leader", refuses(codeAgain, "Unknown leader"))
 		says(&raftpb.TransferLeaderResponse{})(r)
 	})
-	said := ctl(t, f.address, "transfer", "--timeout", "300ms").fails()
+	said := ctl(t, f.address, "transfer", "--timeout", "1s").fails()
 	assert.Contains(t, said, "group g has no leader that can be reached")
 
 	f.set("braft.CliService/get_leader", says(&raftpb.GetLeaderResponse{LeaderId: &me}))
@@ -237,17 +237,17 @@ func TestWhoeverIsAskedForTheLeaderMayBeWrong(t *testing.T) {
 
 	liar := startFake(t, handlers{"braft.CliService/get_leader": says(&raftpb.GetLeaderResponse{LeaderId: proto.String(f.address)})})
 	assert.Equal(t, real+"\n", ctl(t, liar.address+","+c.first[0], "leader").ok())
-	said := ctl(t, liar.address, "leader", "--timeout", "200ms").fails()
+	said := ctl(t, liar.address, "leader", "--timeout", "1s").fails()
 	assert.Contains(t, said, liar.address+" names "+f.address+":0:0 as the leader, which names "+real)
 
 	gone := addresses(t, 1)[0]
 	liar.set("braft.CliService/get_leader", says(&raftpb.GetLeaderResponse{LeaderId: &gone}))
-	said = ctl(t, liar.address, "leader", "--timeout", "200ms").fails()
+	said = ctl(t, liar.address, "leader", "--timeout", "1s").fails()
 	assert.Contains(t, said, liar.address+" names "+gone+":0:0 as the leader, but "+gone+": connection refused")
 	liar.set("braft.CliService/get_leader", says(&raftpb.GetLeaderResponse{LeaderId: proto.String("rubbish")}))
-	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "200ms").fails(), `peer "rubbish"`)
+	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "1s").fails(), `peer "rubbish"`)
 	liar.set("braft.CliService/get_leader", func(r *rpc.Request) { r.Reply([]byte{0xff}) })
-	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "200ms").fails(), liar.address+": ")
+	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "1s").fails(), liar.address+": ")
 
 	forever := startFake(t, handlers{}) // a server that never led, and says so each time
 	me := forever.address + ":0:0"
@@ -285,7 +285,7 @@ func TestTheLeaderDiesMeanwhile(t *testing.T) {
 func TestAResetThatIsNotAnswered(t *testing.T) {
 	f, _ := braft(t)
 	f.set("braft.CliService/reset_peer", func(*rpc.Request) {})
-	got := begin(t, console{}, "--group", "g", "reset", f.address, "--peer", f.address, "--"+assent, "--timeout", "200ms").fails()
+	got := begin(t, console{}, "--group", "g", "reset", f.address, "--peer", f.address, "--"+assent, "--timeout", "1s").fails()
 	assert.Contains(t, got, "it may have been reset")
 	assert.Contains(t, got, "See whether it was: graftctl --group g status")
 }
@@ -315,7 +315,7 @@ func TestATransferThatComesToNothing(t *testing.T) {
 	said := ctl(t, f.address, "transfer", "127.0.0.1:9").fails()
 	assert.Contains(t, said, me+" leads still: the other did not take over in time")
 	f.set("graft.AdminService/Status", says(&raftpb.GroupStatusResponse{PeerId: &me, Role: proto.String("leader"), Transferring: proto.String("x")}))
-	said = ctl(t, f.address, "transfer", "--timeout", "200ms").fails()
+	said = ctl(t, f.address, "transfer", "--timeout", "1s").fails()
 	assert.Contains(t, said, "leadership is being handed over, but "+me+" leads still")
 
 	c := startCluster(t, 1)
