@@ -258,6 +258,13 @@ func (c *cluster) handTo(to int) {
 	}, "leadership cannot be transferred")
 }
 
+// forget begins a new list of what a leader's state machine was told, once it was told that it leads.
+func (c *cluster) forget(lead int) {
+	c.t.Helper()
+	c.eventually(func() bool { return slices.Contains(c.fsms[lead].seen(), "lead") }, "its state machine does not know that it leads")
+	c.fsms[lead].forget()
+}
+
 // cutOff isolates a leader, which loses its office. Nobody waits for that as long as a patient group would.
 func (c *cluster) cutOff(lead int) {
 	c.t.Helper()

@@ -342,7 +342,7 @@ func TestASlowStateMachineHoldsUpNoChange(t *testing.T) {
 		}
 	}
 	c.startLed()
-	c.fsms[0].forget()
+	c.forget(0)
 	c.nodes[0].Apply(Task{Data: []byte("slow")})
 	held.reached()
 	assert.ErrorIs(t, c.change(0, Configuration{}).wait(), ErrInvalid, "what has not happened is told at once")

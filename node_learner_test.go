@@ -164,7 +164,7 @@ func TestADeadLearnerIsNotPromoted(t *testing.T) {
 func TestALeaderThatIsDemotedHandsOver(t *testing.T) {
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
 	c.startLed()
-	c.fsms[0].forget()
+	c.forget(0)
 	var asked atomic.Int32
 	c.net.set(counting(methodPreVote, &asked))
 	require.NoError(t, c.addLearner(0, 0).wait())

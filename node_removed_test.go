@@ -40,7 +40,7 @@ func TestALeaderThatIsRemovedHandsOver(t *testing.T) {
 			c.startLed()
 			c.propose("before")
 			term := c.nodes[0].Status().Term
-			c.fsms[0].forget()
+			c.forget(0)
 			conf := c.voters(test.to...)
 			var asked atomic.Int32
 			c.net.set(counting(methodPreVote, &asked))
@@ -70,7 +70,7 @@ func TestARemovedLeaderWithASlowStateMachineLeavesAtOnce(t *testing.T) {
 		}
 	}
 	c.startLed()
-	c.fsms[0].forget()
+	c.forget(0)
 	proposal := make(chan error, 1)
 	c.nodes[0].Apply(Task{Data: []byte("slow"), Done: func(_ any, err error) { proposal <- err }})
 	held.reached()

@@ -149,7 +149,7 @@ func TestResetEndsAJointConfiguration(t *testing.T) {
 func TestResetOfALeader(t *testing.T) {
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
 	c.startLed()
-	c.fsms[0].forget()
+	c.forget(0)
 	c.net.set(isolate(0)) // the others are thought to be lost
 	proposal := make(chan error, 1)
 	c.nodes[0].Apply(Task{Data: []byte("one"), Done: func(_ any, err error) { proposal <- err }})

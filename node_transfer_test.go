@@ -175,7 +175,7 @@ func TestATransferThatComesToNothingLeavesNoTrace(t *testing.T) {
 			t.Parallel()
 			c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: timeout})
 			c.startLed()
-			c.fsms[0].forget()
+			c.forget(0)
 			c.net.set(test.cut)
 			c.propose("one")
 			n := c.nodes[0]
@@ -233,7 +233,7 @@ func TestOnLeaderStopFollowsWhatWasCommitted(t *testing.T) {
 		c.fsms[0].note("applied " + data)
 	}
 	c.startLed()
-	c.fsms[0].forget()
+	c.forget(0)
 	before := c.nodes[0].Status().CommitIndex
 	for _, data := range []string{"slow", "a", "b"} {
 		c.nodes[0].Apply(Task{Data: []byte(data)})
