@@ -155,7 +155,7 @@ func (l *lan) start(g lanGroup) {
 	node := func(port string, conf Configuration, timeout time.Duration) *Node {
 		n, err := l.host(lanPeer(port).Address, g.disabled).StartNode("Counter", NodeOptions{
 			StateMachine: &recorder{}, InitialConf: conf, ElectionTimeout: timeout, FirstStart: true,
-			CatchupTimeout: g.catchup,
+			CatchupTimeout: orDefault(g.catchup, time.Second),
 		})
 		require.NoError(l.t, err)
 		return n
@@ -172,7 +172,9 @@ func (l *lan) start(g lanGroup) {
 	if len(voters) == 0 {
 		return
 	}
-	lead := node(voters[0], conf, time.Second)
+	// The others will not elect another one, nor this one again, should it lose its office for a stall.
+	lead := node(voters[0], conf, 10*time.Second)
+	lead.post(func() { lead.electionAt = lead.now })
 	require.Eventually(l.t, func() bool {
 		s := lead.Status()
 		for _, h := range l.hosts {
