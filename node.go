@@ -567,11 +567,12 @@ func (n *Node) end() {
 	n.fsm.shutdown()
 	n.lm.pending.close(func() {
 		n.fsm.free() // of what is not stored now, nothing will be
-		n.fsm.end(n.ended)
+		// Behind what those who waited for the state machine are still told.
+		n.fsm.end(func() { n.callbacks.Post(n.ended) })
 	})
 }
 
-// ended tells everybody that nothing of the node is left. It runs on the state machine's actor, as its last step.
+// ended tells everybody that nothing of the node is left. It runs where callbacks do, as the last of them.
 func (n *Node) ended() {
 	n.host.remove(n)
 	n.shutdown.mu.Lock()
