@@ -86,7 +86,7 @@ func (n *Node) resume(store *snapdir.Store, r wal.Recovered) (logBase, error) {
 	}
 	for _, p := range points {
 		if p.mark && holdsIn(r, p.base) {
-			s.marked.Store(p.base.index) // whether the log goes on from there or not, it may be cut there
+			s.markAgain(store, p) // whether the log goes on from there or not, it may be cut there
 		}
 	}
 	for _, p := range points {
@@ -165,6 +165,16 @@ func (s *snapshotter) startPoints(store *snapdir.Store, r wal.Recovered, held in
 		points = append(points, startPoint{})
 	}
 	return points, nil
+}
+
+// markAgain writes the mark that was found, before the log is cut there: its sync may have failed, and then a power cut would
+// take it away, whatever is synced later.
+func (s *snapshotter) markAgain(store *snapdir.Store, p startPoint) {
+	if err := store.SetMark(p.base.message(), p.group); err != nil {
+		s.log.Warn("the mark cannot be written again; the log stays as it is", zap.Int64("index", p.base.index), zap.Error(err))
+		return
+	}
+	s.marked.Store(p.base.index)
 }
 
 // readMark reads the mark; the zero value says that there is none.

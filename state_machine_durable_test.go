@@ -3,8 +3,10 @@ package graft
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -354,6 +356,34 @@ func TestAnInterruptedInstallIsLoadedIntoADurableStateMachine(t *testing.T) {
 	require.NoError(t, g.again(0))
 	assert.Empty(t, g.fsms[0].loaded(), "the log goes on from what the state machine holds")
 	assert.Len(t, g.sameData(0, 1, 2), 18)
+}
+
+// A mark whose sync has failed is there as long as power is, and no later sync makes it last: before the log is cut there it is
+// written again. Else a power cut would leave a log that begins nowhere.
+func TestAMarkWhoseSyncHasFailedIsWrittenAgain(t *testing.T) {
+	g := newDurableGroup(t, 1, 1, NodeOptions{})
+	g.startLed()
+	g.proposeMany("a", 10)
+	g.disks[0].SetInjector(func(op vfs.Op) error {
+		if op.Kind == vfs.KindSyncDir && filepath.Base(op.Name) == "mark" {
+			return syscall.EIO
+		}
+		return nil
+	})
+	g.cutLog(0)
+	s := g.status(0, func(s Status) bool { return s.Snapshot.Err != nil }, "the mark could be written")
+	assert.EqualValues(t, 1, s.FirstIndex)
+	g.disks[0].SetInjector(nil)
+	g.stopNode(0)
+	require.NoError(t, g.again(0))
+	g.ready()
+	g.status(0, func(s Status) bool { return s.FirstIndex > 10 }, "the log is not cut at the start")
+	g.stop(0)
+	g.disks[0] = g.disks[0].CrashClone(nil)
+	g.start(0)
+	g.ready()
+	g.propose("b")
+	assert.Len(t, g.sameData(0), 11)
 }
 
 // A state machine that has applied what the log lacks is refused: the log was lost, or is from a backup. Else what
