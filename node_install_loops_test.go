@@ -131,17 +131,3 @@ func TestNoCopyBeginsOnADiskThatWasFullJustNow(t *testing.T) {
 	rep = receive(t, b.install(3, 100))
 	assert.Zero(t, rep.Code, rep.Text)
 }
-
-// The manifest cannot be asked for in parts: it may take longer than a piece of a file, each time longer than the last.
-func TestTheManifestMayTakeLong(t *testing.T) {
-	in := &install{graft: true, patience: copyPatience}
-	waited := []time.Duration{in.patience}
-	for range copyRetries {
-		in.pace(in.patience, false)
-		waited = append(waited, in.patience)
-	}
-	assert.Equal(t, []time.Duration{2 * time.Second, 8 * time.Second, 32 * time.Second, time.Minute}, waited)
-	in.copy = new(snapdir.Copy)
-	in.pace(in.patience, false)
-	assert.Equal(t, copyTimeout, in.patience)
-}

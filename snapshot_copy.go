@@ -32,8 +32,6 @@ const (
 	copyPause    = time.Second
 	copyTimeout  = 10 * time.Second
 	copyPatience = 2 * time.Second
-	// manifestTimeout is how long the manifest may take in the end, if it does not come sooner.
-	manifestTimeout = time.Minute
 	// manifestCount is what braft asks for when it wants the whole manifest.
 	manifestCount = math.MaxUint32
 )
@@ -198,11 +196,7 @@ func (in *install) pace(took time.Duration, came bool) {
 	if came && (in.quickest == 0 || took < in.quickest) {
 		in.quickest = took
 	}
-	limit := copyTimeout
-	if in.copy == nil { // the manifest comes in one piece, be it long and the way slow
-		limit = manifestTimeout
-	}
-	in.patience = min(max(4*took, copyPatience), limit)
+	in.patience = min(max(4*took, copyPatience), copyTimeout)
 	switch {
 	case took < quickPiece:
 		in.window = min(in.window+1, copyWindow)
