@@ -28,6 +28,20 @@ func noFiles(first int32) rule {
 	}
 }
 
+// filesUpTo refuses what lies behind an offset of any file, however often and in whatever pieces it is asked for.
+func filesUpTo(end int64) rule {
+	return func(m *message) fate {
+		if m.answer || m.method != methodGetFile {
+			return fate{}
+		}
+		asked := new(raftpb.GetFileRequest)
+		if err := proto.Unmarshal(slices.Concat(m.call.Message...), asked); err != nil {
+			panic(err)
+		}
+		return fate{refused: asked.GetOffset() >= end}
+	}
+}
+
 // counting counts requests of a method.
 func counting(method string, n *atomic.Int32) rule {
 	return func(m *message) fate {
@@ -216,7 +230,7 @@ func TestACopyIsResumed(t *testing.T) {
 			for i := range 2 {
 				c.saveAndCut(i)
 			}
-			c.net.set(noFiles(13))
+			c.net.set(filesUpTo(6 << 20))
 			c.start(2)
 			c.eventually(func() bool { return c.nodes[2].Status().Snapshot.Done >= 4<<20 }, "nothing is copied")
 			test.do(c)
