@@ -453,3 +453,22 @@ func TestANodeThatEndsDoesNotWaitForDescriptors(t *testing.T) {
 	assert.Equal(t, asked, s.asked)
 	assert.Empty(t, c.fsm.applied())
 }
+
+// A5: nor does one that has failed: its user is told, and may be the one who has taken them all.
+func TestANodeThatFailsDoesNotWaitForDescriptors(t *testing.T) {
+	lost := errors.New("it leads no more")
+	c := newCallerOnStage(t, 2)
+	c.lock()
+	o := &outcomes{t, make(map[string]error)}
+	c.addClosures(o.run(1, "a", "b"))
+	c.commit(2)
+	c.pass()
+	assert.Empty(t, o.got)
+	c.failClosures(lost)
+	c.free()
+	c.reportError(errors.New("a callback panicked"))
+	c.pass()
+	assert.Equal(t, map[string]error{"a": lost, "b": lost}, o.got)
+	require.Len(t, c.fsm.failures, 1)
+	assert.EqualError(t, c.fsm.failures[0], "a callback panicked")
+}

@@ -249,8 +249,8 @@ func groupIDOf(group string, conf Configuration) uint64 {
 func (n *Node) start() {
 	n.post(func() {
 		n.dirty, n.startedAt = true, n.now
-		n.lm.retry(n.marked()) // the log may have to begin behind the snapshot
-		n.compact()            // which a crash may have kept from being done when the snapshot was saved
+		n.lm.retry(n.box.index()) // the log may have to begin behind the snapshot
+		n.compact()               // which a crash may have kept from being done when the snapshot was saved
 		if n.savedTerm.Load() != n.term {
 			n.save()
 		}
@@ -311,7 +311,7 @@ func (n *Node) tick() {
 	if !n.retryAt.IsZero() && !n.now.Before(n.retryAt) {
 		n.retryAt = time.Time{}
 		n.retrySave()
-		n.lm.retry(n.marked())
+		n.lm.retry(n.box.index())
 	}
 	switch {
 	case n.role == RoleLeader:
@@ -395,7 +395,7 @@ func (n *Node) acknowledged(term int64, peer PeerID, life uint64, index int64) {
 // onCut submits what waited until storage had cut the log.
 func (n *Node) onCut() {
 	if n.active() {
-		n.lm.retry(n.marked())
+		n.lm.retry(n.box.index())
 	}
 }
 
@@ -580,10 +580,10 @@ func (n *Node) ended() {
 	done := n.shutdown.done
 	n.shutdown.done = nil
 	n.shutdown.mu.Unlock()
-	close(n.stopped)
 	for _, d := range done {
 		n.callBack("shutdown", d)
 	}
+	close(n.stopped) // whoever joins may end the process
 }
 
 // aside has a callback of a user run on a goroutine that belongs to nobody else, for those that cannot wait for the state machine. A

@@ -155,7 +155,7 @@ func (n *Node) accept(req *rpc.Request, r *wire.AppendRequest) {
 				return
 			}
 		}
-		if err := n.lm.append(ownedOf(fresh, req), sum, n.marked()); err != nil {
+		if err := n.lm.append(ownedOf(fresh, req), sum, n.box.index()); err != nil {
 			n.log.Error("refused entries", zap.Stringer("leader", n.leader), zap.Error(err))
 			n.adoptConf() // a part of the log may have been cut
 			req.Fail(codeBadRequest, err.Error())
@@ -240,8 +240,7 @@ func (n *Node) adoptConf() {
 func (n *Node) learnCommit(upto, commit int64) {
 	n.matched = max(n.matched, upto)
 	before := n.box.index()
-	if n.box.follow(min(commit, upto)) {
-		n.fsm.commit(n.box.index())
+	if n.followCommit(min(commit, upto)) {
 		n.confirmOverride()
 		n.dirty = n.dirty || n.conf.index > before // the configuration may be committed now
 	}
@@ -252,6 +251,17 @@ func (n *Node) learnCommit(upto, commit int64) {
 		n.log.Info("brought up to date by the leader", zap.Int64("commit", commit))
 		n.save()
 	}
+}
+
+// followCommit has applied what others have committed, but nothing before this term is durable: its leader may be the only one who knows
+// of that. Whoever forgets the term in a crash, but has kept what it has applied, be it in a snapshot, takes what an
+// earlier leader sends, rightly, for damage. It is said again with the next message.
+func (n *Node) followCommit(index int64) bool {
+	if n.savedTerm.Load() < n.term || !n.box.follow(index) {
+		return false
+	}
+	n.fsm.commit(n.box.index())
+	return true
 }
 
 // answer sends an append_entries response once the term it speaks of is durable.

@@ -69,15 +69,6 @@ func (n *Node) submitHard() {
 	})
 }
 
-// marked is the commit index that may be written down with entries: none before the term is durable. It may be known from the leader
-// of this term only, and whoever forgets the term, but not what is committed, takes an earlier leader's entries for damage.
-func (n *Node) marked() int64 {
-	if n.savedTerm.Load() < n.term {
-		return 0
-	}
-	return n.box.index()
-}
-
 func (n *Node) hardSaved(change uint64, err error) {
 	switch {
 	case !n.active():

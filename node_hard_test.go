@@ -141,18 +141,30 @@ func TestAFullDiskDoesNotTakeANodeBackBehindItsLog(t *testing.T) {
 	again.end()
 }
 
-// E3, D10: nor does it know what is committed from the leader of a term that it has forgotten. The entries may be of an earlier term, and that one
-// has others at their place.
-func TestWhatIsCommittedIsNotWrittenBeforeItsTerm(t *testing.T) {
+// E3, D10: nor does it know what is committed from the leader of a term that it has forgotten: be it by its log, by a snapshot or by what
+// its state machine has kept. The entries may be of an earlier term, and that one has others at their place.
+func TestNothingIsCommittedBeforeItsTermIsDurable(t *testing.T) {
 	s := newFollower(t)
 	require.True(t, s.leaderMessage(stagePeers[1], 5, 0, 0, 0, entry.Batch{First: 1}).Success)
 	g := s.gateOf()
 	g.full = true
 	s.leaderRequest(stagePeers[2], 6, 0, 0, 1, s.led(4))
 	s.pass(5 * time.Millisecond)
-	require.EqualValues(t, 1, s.node.Status().CommitIndex)
-	s.leaderRequest(stagePeers[2], 6, 1, 4, 1, dataAt(2, 4, "a"))
+	s.leaderRequest(stagePeers[2], 6, 1, 4, 2, dataAt(2, 4, "a"))
+	install := s.send(methodInstall, &raftpb.InstallSnapshotRequest{
+		GroupId: proto.String("g"), ServerId: proto.String(stagePeers[2] + ":0"), PeerId: proto.String(stagePeers[0] + ":0"), Term: proto.Int64(6),
+		Meta: &raftpb.SnapshotMeta{LastIncludedIndex: proto.Int64(5), LastIncludedTerm: proto.Int64(4), Peers: stageConf(0, 1, 2).strings()},
+		Uri:  proto.String("remote://" + stagePeers[2] + "/7"),
+	})
 	s.pass(5 * time.Millisecond)
+	assert.Zero(t, s.node.Status().Snapshot.NextIndex)
+	assert.False(t, install.over, install.text)
+	s.node.heedRemoval(PeerID{Address: stagePeers[1]}, &raftpb.RequestVoteResponse{
+		GraftConfIndex: proto.Int64(1), GraftConfTerm: proto.Int64(4), GraftConfPeers: stageConf(1, 2).strings(),
+	})
+	s.pass(5 * time.Millisecond)
+	assert.Zero(t, s.node.Status().CommitIndex)
+	assert.Zero(t, s.node.Status().AppliedIndex)
 
 	again := stageOn(t, s.fs.CrashClone(nil), 3, NodeOptions{ElectionTimeout: time.Hour})
 	again.pass(10 * time.Millisecond)
@@ -160,4 +172,10 @@ func TestWhatIsCommittedIsNotWrittenBeforeItsTerm(t *testing.T) {
 	assert.True(t, again.leaderMessage(stagePeers[1], 5, 0, 0, 0, again.led(5, "b", "c")).Success)
 	again.atRest()
 	again.end()
+
+	g.open()
+	s.pass(2 * spaceRetry)
+	assert.True(t, s.leaderMessage(stagePeers[2], 6, 2, 4, 2, entry.Batch{First: 3}).Success)
+	assert.EqualValues(t, 2, s.node.Status().CommitIndex)
+	s.end()
 }

@@ -258,7 +258,7 @@ func (n *Node) appendOwn(b entry.Batch, run closureRun) {
 		}
 		sum = checked
 	}
-	if err := n.lm.append(b, sum, n.marked()); err != nil {
+	if err := n.lm.append(b, sum, n.box.index()); err != nil {
 		n.fail(&Error{Code: ErrIO, Op: "propose", Group: n.group, Index: b.First, Err: err})
 		return
 	}

@@ -31,9 +31,7 @@ func (n *Node) heedRemoval(peer PeerID, m *raftpb.RequestVoteResponse) {
 		return
 	}
 	if n.lm.term(index) == term { // it is in the log here, and now known to be committed
-		if n.box.follow(index) {
-			n.fsm.commit(index)
-		}
+		n.followCommit(index)
 		n.voteRound++
 		n.dirty = true
 		n.resetElection()

@@ -106,9 +106,11 @@ func TestAnOverrideIsInForceAgainIfWhatReplacedItIsCutOff(t *testing.T) {
 	require.NoError(t, a.err)
 	require.True(t, s.node.Status().Overridden)
 
+	s.leaderMessage(stagePeers[1], 3, 3, 1, 0, entry.Batch{First: 4}) // so that the term is durable
 	s.leaderMessage(stagePeers[1], 3, 3, 1, 2, confBatch(4, 3, stageConf(0, 1, 2), Configuration{}))
 	require.EqualValues(t, 2, s.node.Status().CommitIndex)
 	assert.Equal(t, stageConf(0, 1, 2), s.node.Status().Conf)
+	s.leaderMessage(stagePeers[2], 4, 3, 1, 0, entry.Batch{First: 4})
 	s.leaderMessage(stagePeers[2], 4, 3, 1, 3, dataAt(4, 4, "d"))
 	require.EqualValues(t, 3, s.node.Status().CommitIndex)
 	assert.Equal(t, stageConf(0, 1), s.node.Status().Conf)

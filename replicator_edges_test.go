@@ -203,7 +203,11 @@ func (s *stage) deposedBy(data ...string) {
 		Term: term + 1, PrevTerm: term, PrevIndex: committed, Commit: b.Last(), Entries: b,
 	}
 	req := rpc.NewRequest(raftService, methodAppendEntries, nil, nil, stagePeers[2], func(int32, string, []byte, [][]byte) {})
-	n.step(n.now, []func(){func() { n.onAppend(req, m) }})
+	n.step(n.now, []func(){func() {
+		n.stepDown(term+1, errors.New("there is a later term"))
+		n.savedTerm.Store(term + 1) // and that is durable
+		n.onAppend(req, m)
+	}})
 }
 
 // newColdLeader makes a leader with entries that nobody else gets, and the replicator of a peer that needs the given one of them next,

@@ -252,19 +252,17 @@ func (f *fsmCaller) tellConf() (err error) {
 
 // reached says that the node's disk holds more than before. Any goroutine may call it.
 func (f *fsmCaller) reached() {
-	if f.bound == nil {
-		return
+	if f.bound != nil {
+		f.mu.Lock()
+		f.wake()
 	}
-	f.mu.Lock()
-	f.wake()
 }
 
-// free says that nothing more will be stored: no event waits for that.
+// free says that nothing more will be stored, nor read: no event waits for that.
 func (f *fsmCaller) free() {
-	if f.bound != nil {
-		f.freed.Store(true)
-		f.reached()
-	}
+	f.freed.Store(true)
+	f.mu.Lock()
+	f.wake()
 }
 
 // askCut asks the state machine how far the log may be cut.
