@@ -310,14 +310,28 @@ func (k *keeper) reserve(m *making, need int64) error {
 		m.seg.size, m.seg.written = size, m.had.written && m.had.size >= size
 		// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
 		err := m.file.Preallocate(0, size)
-		if !isSpace(err) || size <= least {
+		if !isSpace(err) {
 			return err
 		}
+		if size <= least {
+			return cmp.Or(shorten(m.file, m.had.size), err) // others need what was found
+		}
 		size = max(align(size/2), least)
-		if err := m.file.Truncate(size); err != nil { // some of what was asked for may have been found
+		if err := shorten(m.file, size); err != nil {
 			return err
 		}
 	}
+}
+
+// shorten gives back what a reservation has found that failed for want of space: what is in the file behind size, and, since it
+// sets the size, what may have been reserved behind the file's end. It never makes the file longer: where space is reserved by
+// writing it, what is inside the file is taken for reserved.
+func shorten(file vfs.File, size int64) error {
+	is, err := file.Size()
+	if err != nil {
+		return err
+	}
+	return file.Truncate(min(is, size))
 }
 
 // scrap removes what was made of a segment and passes err on. Its space is needed by
