@@ -334,6 +334,15 @@ func shorten(file vfs.File, size int64) error {
 	return file.Truncate(min(is, size))
 }
 
+// extend reserves what a segment lacks that is not written yet, or nothing at all: the rest of the disk is for others.
+func extend(file vfs.File, from, to int64) error {
+	err := file.Preallocate(from, to-from)
+	if isSpace(err) {
+		return cmp.Or(shorten(file, from), err)
+	}
+	return err
+}
+
 // scrap removes what was made of a segment and passes err on. Its space is needed by
 // others when the disk is full. While the store is being opened a file that was there before is left: it may be all that a
 // later attempt has.

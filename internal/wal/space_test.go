@@ -2,7 +2,9 @@ package wal
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,4 +103,53 @@ func shortenTo(fs vfs.FS, path string, size int64) error {
 		return err
 	}
 	return errors.Join(f.Truncate(size), f.Close())
+}
+
+// A record that is larger than a segment does not find its space. What there is of it is not kept from others, and what the log
+// holds stays.
+func TestASegmentThatCannotGrowTakesNothing(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.openZeroFill())
+	g := b.group("g")
+	last, err := b.appendAll(g, 1, 3, 4000)
+	require.NoError(t, err)
+	b.run(time.Second)
+	used := b.fs.Used()
+	b.fs.SetCapacity(used + 200<<10)
+	for range 3 {
+		_, err = b.appendAll(g, last+1, 1, 500<<10)
+		require.ErrorIs(t, err, ErrNoSpace)
+		b.run(time.Second)
+		require.NoError(t, b.s.Err())
+		assert.Equal(t, used, b.fs.Used())
+	}
+	b.fs.SetCapacity(-1)
+	last, err = b.appendAll(g, last+1, 1, 500<<10)
+	require.NoError(t, err)
+	b.close()
+	require.NoError(t, b.openZeroFill())
+	assert.Equal(t, last, b.group("g").Recovered().Last)
+	b.close()
+}
+
+// The same of an opening, whose first batch holds the state of more groups than a segment has room for.
+func TestAnOpeningThatCannotGrowItsSegmentTakesNothing(t *testing.T) {
+	b := newBed(t)
+	b.o.SegmentSize = 4 * block
+	require.NoError(t, b.openZeroFill())
+	for i := range 500 {
+		b.append(b.group(fmt.Sprint("group", i, strings.Repeat("x", 200))), 1, 1, 10)
+	}
+	b.run(time.Second)
+	b.close()
+	used := b.fs.Used()
+	for range 3 {
+		b.fs.SetCapacity(used + 10*block)
+		require.ErrorIs(t, b.openZeroFill(), ErrNoSpace)
+		assert.LessOrEqual(t, b.fs.Used(), used+4*block)
+	}
+	b.fs.SetCapacity(-1)
+	require.NoError(t, b.openZeroFill())
+	assert.Len(t, b.s.Groups(), 500)
+	b.close()
 }
