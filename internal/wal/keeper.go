@@ -263,10 +263,11 @@ func (k *keeper) begin(need int64) (*making, error) {
 	seg := &segment{seq: k.next, inc: k.s.o.Rand(), path: k.s.segmentPath(k.next), size: k.s.o.SegmentSize}
 	m := &making{seg: seg, zeroed: firstBatchOffset}
 	if b, ok := k.takeBlank(); ok {
-		m.reused, m.had = true, blank{path: seg.path, size: b.size, written: b.written}
+		m.reused, m.had = true, b
 		if err := k.s.o.FS.Rename(b.path, seg.path); err != nil {
-			return nil, err
+			return nil, k.putBack(m, err)
 		}
+		m.had.path = seg.path
 		if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
 			return nil, k.putBack(m, err)
 		}

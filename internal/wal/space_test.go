@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -151,5 +152,33 @@ func TestAnOpeningThatCannotGrowItsSegmentTakesNothing(t *testing.T) {
 	b.fs.SetCapacity(-1)
 	require.NoError(t, b.openZeroFill())
 	assert.Len(t, b.s.Groups(), 500)
+	b.close()
+}
+
+// A released segment cannot be renamed for a while, since the directory has no space for that. It is used again afterwards.
+func TestASegmentThatCannotBeRenamedIsUsedLater(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	g := b.group("g")
+	last, err := b.appendAll(g, 1, 50, 20000)
+	require.NoError(t, err)
+	b.fs.SetInjector(vfs.Injector(vfs.Fail(syscall.EDQUOT, vfs.KindRename)).On(segmentPrefix + "*"))
+	g.TruncatePrefix(last, 1, nil)
+	b.run(time.Second)
+	kept := len(b.s.keeper.blanks)
+	require.NotZero(t, kept)
+	_, err = b.appendAll(g, last+1, 50, 20000)
+	require.ErrorIs(t, err, ErrNoSpace)
+	b.run(time.Second)
+	require.NoError(t, b.s.Err())
+	files, _ := b.files()
+	assert.Len(t, b.s.keeper.blanks, kept)
+	assert.Equal(t, b.s.Stats().Segments+len(b.s.free)+kept, files)
+	b.fs.SetInjector(nil)
+	b.run(time.Second)
+	require.NoError(t, b.s.Space())
+	files, _ = b.files()
+	assert.Less(t, len(b.s.keeper.blanks), kept)
+	assert.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files)
 	b.close()
 }
