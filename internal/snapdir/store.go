@@ -391,13 +391,13 @@ func (s *Store) bury() error {
 }
 
 // newer fails with ErrStale or ErrBusy if a snapshot of that index cannot be published.
-// Damaged ones are not in its way, but for one of that index that somebody reads.
+// Damaged and condemned ones are not in its way, but for one of that index that somebody reads.
 func (s *Store) newer(index int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sn := range s.snaps {
 		switch {
-		case sn.index == index && (sn.condemned || sn.damage != nil && sn.refs > 0):
+		case sn.index == index && sn.refs > 0 && (sn.condemned || sn.damage != nil):
 			return fmt.Errorf("snapshot %d: an earlier one is not deleted yet: %w", index, ErrBusy)
 		case !sn.condemned && sn.damage == nil && sn.index >= index:
 			return fmt.Errorf("snapshot %d: %w, %d", index, ErrStale, sn.index)
@@ -407,29 +407,55 @@ func (s *Store) newer(index int64) error {
 }
 
 // putAside condemns the damaged snapshots of that index and of later ones. It deletes
-// nothing, which may take long: the directory of one that nobody reads gets another name.
-// The caller holds changes.
+// nothing, which may take long: the directory of one that nobody reads gets another name,
+// also of one that was condemned before and could not be deleted. The caller holds changes.
 func (s *Store) putAside(index int64) error {
+	if s.closed {
+		return nil
+	}
 	s.mu.Lock()
 	var dead []*snapshot
 	for _, sn := range s.snaps {
-		if sn.index >= index && !sn.condemned && sn.damage != nil {
-			sn.condemned = true
-			if sn.refs == 0 {
-				dead = append(dead, sn)
-			}
+		if sn.index >= index && (sn.condemned || sn.damage != nil) {
+			dead = append(dead, sn)
 		}
 	}
 	s.mu.Unlock()
 	slices.SortFunc(dead, func(a, b *snapshot) int { return int(min(max(a.index-b.index, -1), 1)) })
 	for _, sn := range dead {
-		if _, err := s.toTrash(sn.path); err != nil {
+		if err := s.setAside(sn); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		delete(s.snaps, sn.index)
-		s.mu.Unlock()
 	}
+	return nil
+}
+
+// setAside is putAside for one. If it fails the snapshot is what it was: there is nothing in its place yet, so that no
+// Prune may delete it for that. The caller holds changes.
+func (s *Store) setAside(sn *snapshot) error {
+	s.mu.Lock()
+	was, read := sn.condemned, sn.refs > 0
+	sn.condemned = true // nobody opens it while it gets another name
+	s.mu.Unlock()
+	if read {
+		return nil
+	}
+	trash, err := s.toTrash(sn.path)
+	switch {
+	case err == nil && trash == "": // it had got one before, and the sync is what failed
+		err = s.fs.SyncDir(s.dir)
+	case err != nil && trash != "":
+		if back := s.fs.Rename(trash, sn.path); back != nil {
+			was, err = true, errors.Join(err, back)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		sn.condemned = was
+		return err
+	}
+	delete(s.snaps, sn.index)
 	return nil
 }
 
