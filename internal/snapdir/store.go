@@ -99,6 +99,7 @@ type Info struct {
 // Open opens the snapshots in dir, which it makes if it lacks. It undoes what an
 // interrupted save or install left half done, ends interrupted deletions, and reads
 // the manifests, not the files. What an interrupted copy left is kept for OpenCopy.
+// Without a descriptor for a manifest it fails, and may be called again.
 func Open(fs vfs.FS, dir string, o Options) (*Store, error) {
 	if o.layout.leaf == 0 {
 		o.layout = standard()
@@ -138,7 +139,7 @@ func (s *Store) open() error {
 	return nil
 }
 
-// scan lists the snapshots of a directory by index, the newest first.
+// scan lists the snapshots of a directory by index, the newest first. One whose manifest the disk cannot read is damaged.
 func scan(fs vfs.FS, dir string, l layout) ([]*snapshot, error) {
 	names, err := fs.ReadDir(dir)
 	if err != nil {
@@ -153,6 +154,8 @@ func scan(fs vfs.FS, dir string, l layout) ([]*snapshot, error) {
 		sn := &snapshot{index: index, path: filepath.Join(dir, name)}
 		m, err := readManifest(fs, sn.path, l)
 		switch {
+		case vfs.NotOpened(err): // nothing is known of it, and what passes for damaged is deleted once there is another one
+			return nil, err
 		case err != nil:
 			sn.damage = err
 		case m.index() != index:
