@@ -55,6 +55,7 @@ type Store struct {
 	changes sync.Mutex
 	trash   int  // the number of the next name for trash; guarded by changes
 	closed  bool // nothing is deleted any more; guarded by changes
+	renamed bool // a copy was published and renamed back, and that may not be durable; guarded by changes
 
 	mu      sync.Mutex
 	snaps   map[int64]*snapshot
@@ -464,8 +465,9 @@ func (s *Store) setAside(sn *snapshot) error {
 
 // publish makes a snapshot of a directory that is complete and durable but for its
 // name. It takes the place of damaged ones, which stay until now: what is left of them
-// may be all there is. If the name cannot be made durable, the snapshot is taken back.
-func (s *Store) publish(dir string, m *manifest) (*Reader, error) {
+// may be all there is. If the name cannot be made durable, the snapshot is taken back: with
+// keep the directory gets its old name again where nothing was lost, else it is deleted.
+func (s *Store) publish(dir string, m *manifest, keep bool) (*Reader, error) {
 	s.changes.Lock()
 	defer s.changes.Unlock()
 	if err := s.newer(m.index()); err != nil {
@@ -479,12 +481,30 @@ func (s *Store) publish(dir string, m *manifest) (*Reader, error) {
 		return nil, err
 	}
 	if err := s.fs.SyncDir(s.dir); err != nil {
+		if keep && vfs.NotOpened(err) && s.fs.Rename(sn.path, dir) == nil {
+			s.renamed = true
+			return nil, err
+		}
 		return nil, errors.Join(err, s.discard(sn.path))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snaps[sn.index] = sn
 	return sn.reader(), nil
+}
+
+// settle is for before anything changes in the directory of a copy: after a power cut it must not be found under a
+// snapshot's name with that. The caller holds changes.
+func (s *Store) settle(dir string) error {
+	if !s.renamed {
+		return nil
+	}
+	err := s.fs.SyncDir(s.dir)
+	if err != nil && !vfs.NotOpened(err) { // no later sync would vouch for the name that it has
+		err = errors.Join(err, s.discard(dir))
+	}
+	s.renamed = err != nil
+	return err
 }
 
 // release ends a Writer's or Copy's sole right.
