@@ -100,9 +100,17 @@ func (c *Copy) seal(dir string, m *manifest) error {
 		return err
 	}
 	if err := syncDirs(c.store.fs, dir, m.files); err != nil {
-		return c.lose(err)
+		return c.notSynced(err)
 	}
 	return nil
+}
+
+// notSynced is lose, but for what could not be opened to be synced: the next Commit does that, and nothing is lost.
+func (c *Copy) notSynced(err error) error {
+	if vfs.NotOpened(err) {
+		return err
+	}
+	return c.lose(err)
 }
 
 func (c *Copy) commit() (*Reader, error) {
@@ -113,7 +121,7 @@ func (c *Copy) commit() (*Reader, error) {
 	links := false
 	for i, f := range c.files {
 		if err := c.secure(f); err != nil {
-			return nil, c.lose(err)
+			return nil, c.notSynced(err)
 		}
 		files[i] = f.File
 		links = links || f.source != nil
@@ -130,7 +138,7 @@ func (c *Copy) commit() (*Reader, error) {
 
 // publish is the Store's, for what was compared block by block.
 func (c *Copy) publish(dir string, m *manifest) (*Reader, error) {
-	r, err := c.store.publish(dir, m)
+	r, err := c.store.publish(dir, m, true)
 	if err == nil && !c.duplicated {
 		c.store.mu.Lock()
 		r.snap.matched = true
@@ -192,7 +200,13 @@ func (c *Copy) install(m *manifest) (*Reader, error) {
 func (c *Copy) unlink(dir string) error {
 	fs := c.store.fs
 	if _, err := fs.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil // published and taken back
+		return nil // published and deleted
+	}
+	c.store.changes.Lock()
+	err := c.store.settle(dir)
+	c.store.changes.Unlock()
+	if err != nil {
+		return err
 	}
 	for _, f := range c.files {
 		if f.source != nil {

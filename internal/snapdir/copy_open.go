@@ -93,6 +93,9 @@ func (c *Copy) takeOver(w Watch) error {
 	s := c.store
 	s.changes.Lock()
 	err := s.discard(filepath.Join(s.dir, installDir))
+	if err == nil {
+		err = s.settle(c.dir)
+	}
 	s.changes.Unlock()
 	if err != nil {
 		return err

@@ -609,6 +609,57 @@ func TestWhatCannotBeReadIsFetched(t *testing.T) {
 	}
 }
 
+// Nothing of what was received is lost if there is no descriptor for what Commit opens, be it to sync it.
+func TestCommitWithoutDescriptors(t *testing.T) {
+	a, b, _ := contents()
+	from := mustServe(t, 20, b)
+	for _, how := range []string{"alone", "linked", "duplicated", "in place of a damaged one"} {
+		for n := int64(0); ; n++ {
+			fs := vfs.NewMem()
+			s := mustOpen(t, fs, small())
+			switch how {
+			case "linked", "duplicated":
+				require.NoError(t, mustSave(t, s, 10, a).Close())
+			case "in place of a damaged one":
+				r := mustSave(t, s, 20, a)
+				require.NoError(t, fs.Remove(filepath.Join(r.Path(), "one")))
+				require.Error(t, r.Verify(Watch{}))
+				require.NoError(t, r.Close())
+			}
+			c := mustCopy(t, s, from)
+			_, err := fetch(c, from, 5000, 4)
+			require.NoError(t, err)
+			require.NoError(t, c.Abort(true))
+			c = mustCopy(t, s, from) // which has to sync what the other has completed
+			_, err = fetch(c, from, 5000, -1)
+			require.NoError(t, err)
+			fail := vfs.Fail(syscall.EMFILE, vfs.KindOpen, vfs.KindCreate, vfs.KindSyncDir).After(n).Times(1)
+			if how == "duplicated" {
+				fail = vfs.FirstOf(fail, vfs.Fail(syscall.EXDEV, vfs.KindLink))
+			}
+			fs.SetInjector(fail)
+			r, err := c.Commit()
+			fs.SetInjector(nil)
+			if err != nil {
+				require.ErrorIs(t, err, syscall.EMFILE)
+				c = mustCopy(t, s, from)
+				p := c.Progress()
+				require.Equal(t, p.Total, p.Resumed+p.Linked, "%s, %d", how, n)
+				require.Empty(t, c.Needed())
+				r, err = c.Commit()
+				require.NoError(t, err)
+				requireWhole(t, r, b)
+				require.NoError(t, r.Close())
+				continue
+			}
+			requireWhole(t, r, b)
+			require.NoError(t, r.Close())
+			require.Greater(t, n, int64(4), "there was no such operation")
+			break
+		}
+	}
+}
+
 // unhashed begins a copy of one file without hashes, of so many leaves, and takes in all of it but for its end.
 func unhashed(t *testing.T, fs vfs.FS, leaves int, o CopyOptions) (*Copy, content) {
 	a := content{"big": noise(1, leaves*testLeaf)}

@@ -55,6 +55,7 @@ type Store struct {
 	changes sync.Mutex
 	trash   int  // the number of the next name for trash; guarded by changes
 	closed  bool // nothing is deleted any more; guarded by changes
+	renamed bool // a copy was published and renamed back, and that may not be durable; guarded by changes
 
 	mu      sync.Mutex
 	snaps   map[int64]*snapshot
@@ -99,6 +100,7 @@ type Info struct {
 // Open opens the snapshots in dir, which it makes if it lacks. It undoes what an
 // interrupted save or install left half done, ends interrupted deletions, and reads
 // the manifests, not the files. What an interrupted copy left is kept for OpenCopy.
+// Without a descriptor for a manifest it fails, and may be called again.
 func Open(fs vfs.FS, dir string, o Options) (*Store, error) {
 	if o.layout.leaf == 0 {
 		o.layout = standard()
@@ -138,7 +140,7 @@ func (s *Store) open() error {
 	return nil
 }
 
-// scan lists the snapshots of a directory by index, the newest first.
+// scan lists the snapshots of a directory by index, the newest first. One whose manifest the disk cannot read is damaged.
 func scan(fs vfs.FS, dir string, l layout) ([]*snapshot, error) {
 	names, err := fs.ReadDir(dir)
 	if err != nil {
@@ -153,6 +155,8 @@ func scan(fs vfs.FS, dir string, l layout) ([]*snapshot, error) {
 		sn := &snapshot{index: index, path: filepath.Join(dir, name)}
 		m, err := readManifest(fs, sn.path, l)
 		switch {
+		case vfs.NotOpened(err): // nothing is known of it, and what passes for damaged is deleted once there is another one
+			return nil, err
 		case err != nil:
 			sn.damage = err
 		case m.index() != index:
@@ -391,13 +395,13 @@ func (s *Store) bury() error {
 }
 
 // newer fails with ErrStale or ErrBusy if a snapshot of that index cannot be published.
-// Damaged ones are not in its way, but for one of that index that somebody reads.
+// Damaged and condemned ones are not in its way, but for one of that index that somebody reads.
 func (s *Store) newer(index int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sn := range s.snaps {
 		switch {
-		case sn.index == index && (sn.condemned || sn.damage != nil && sn.refs > 0):
+		case sn.index == index && sn.refs > 0 && (sn.condemned || sn.damage != nil):
 			return fmt.Errorf("snapshot %d: an earlier one is not deleted yet: %w", index, ErrBusy)
 		case !sn.condemned && sn.damage == nil && sn.index >= index:
 			return fmt.Errorf("snapshot %d: %w, %d", index, ErrStale, sn.index)
@@ -407,36 +411,63 @@ func (s *Store) newer(index int64) error {
 }
 
 // putAside condemns the damaged snapshots of that index and of later ones. It deletes
-// nothing, which may take long: the directory of one that nobody reads gets another name.
-// The caller holds changes.
+// nothing, which may take long: the directory of one that nobody reads gets another name,
+// also of one that was condemned before and could not be deleted. The caller holds changes.
 func (s *Store) putAside(index int64) error {
+	if s.closed {
+		return nil
+	}
 	s.mu.Lock()
 	var dead []*snapshot
 	for _, sn := range s.snaps {
-		if sn.index >= index && !sn.condemned && sn.damage != nil {
-			sn.condemned = true
-			if sn.refs == 0 {
-				dead = append(dead, sn)
-			}
+		if sn.index >= index && (sn.condemned || sn.damage != nil) {
+			dead = append(dead, sn)
 		}
 	}
 	s.mu.Unlock()
 	slices.SortFunc(dead, func(a, b *snapshot) int { return int(min(max(a.index-b.index, -1), 1)) })
 	for _, sn := range dead {
-		if _, err := s.toTrash(sn.path); err != nil {
+		if err := s.setAside(sn); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		delete(s.snaps, sn.index)
-		s.mu.Unlock()
 	}
+	return nil
+}
+
+// setAside is putAside for one. If it fails the snapshot is what it was: there is nothing in its place yet, so that no
+// Prune may delete it for that. The caller holds changes.
+func (s *Store) setAside(sn *snapshot) error {
+	s.mu.Lock()
+	was, read := sn.condemned, sn.refs > 0
+	sn.condemned = true // nobody opens it while it gets another name
+	s.mu.Unlock()
+	if read {
+		return nil
+	}
+	trash, err := s.toTrash(sn.path)
+	switch {
+	case err == nil && trash == "": // it had got one before, and the sync is what failed
+		err = s.fs.SyncDir(s.dir)
+	case err != nil && trash != "":
+		if back := s.fs.Rename(trash, sn.path); back != nil {
+			was, err = true, errors.Join(err, back)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		sn.condemned = was
+		return err
+	}
+	delete(s.snaps, sn.index)
 	return nil
 }
 
 // publish makes a snapshot of a directory that is complete and durable but for its
 // name. It takes the place of damaged ones, which stay until now: what is left of them
-// may be all there is. If the name cannot be made durable, the snapshot is taken back.
-func (s *Store) publish(dir string, m *manifest) (*Reader, error) {
+// may be all there is. If the name cannot be made durable, the snapshot is taken back: with
+// keep the directory gets its old name again where nothing was lost, else it is deleted.
+func (s *Store) publish(dir string, m *manifest, keep bool) (*Reader, error) {
 	s.changes.Lock()
 	defer s.changes.Unlock()
 	if err := s.newer(m.index()); err != nil {
@@ -450,12 +481,30 @@ func (s *Store) publish(dir string, m *manifest) (*Reader, error) {
 		return nil, err
 	}
 	if err := s.fs.SyncDir(s.dir); err != nil {
+		if keep && vfs.NotOpened(err) && s.fs.Rename(sn.path, dir) == nil {
+			s.renamed = true
+			return nil, err
+		}
 		return nil, errors.Join(err, s.discard(sn.path))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snaps[sn.index] = sn
 	return sn.reader(), nil
+}
+
+// settle is for before anything changes in the directory of a copy: after a power cut it must not be found under a
+// snapshot's name with that. The caller holds changes.
+func (s *Store) settle(dir string) error {
+	if !s.renamed {
+		return nil
+	}
+	err := s.fs.SyncDir(s.dir)
+	if err != nil && !vfs.NotOpened(err) { // no later sync would vouch for the name that it has
+		err = errors.Join(err, s.discard(dir))
+	}
+	s.renamed = err != nil
+	return err
 }
 
 // release ends a Writer's or Copy's sole right.

@@ -339,6 +339,46 @@ func TestDamagedLatest(t *testing.T) {
 	require.Equal(t, []int64{20}, indexes(s))
 }
 
+// A manifest that there is no descriptor for tells nothing of its snapshot: the opening fails, and the next one finds it whole.
+// What the disk cannot read is damaged.
+func TestManifestThatIsNotOpened(t *testing.T) {
+	a, b, c := contents()
+	for _, fault := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		fs := vfs.NewMem()
+		s := mustOpen(t, fs, small())
+		require.NoError(t, mustSave(t, s, 10, a).Close())
+		require.NoError(t, mustSave(t, s, 30, b).Close())
+		thirty := filepath.Join(testDir, snapshotName(30), manifestName)
+		fail := func(op vfs.Op) error {
+			if op.Kind == vfs.KindOpen && op.Name == thirty {
+				return fault
+			}
+			return nil
+		}
+		fs.SetInjector(fail)
+		_, err := Open(fs, testDir, small())
+		require.ErrorIs(t, err, fault)
+		require.ErrorContains(t, err, thirty)
+		_, err = Inspect(fs, testDir)
+		require.ErrorIs(t, err, fault)
+		fs.SetInjector(nil)
+		s = mustOpen(t, fs, small())
+		require.Equal(t, []int64{30, 10}, indexes(s))
+		_, err = save(s, 20, c)
+		require.ErrorIs(t, err, ErrStale)
+		r, err := s.Latest()
+		require.NoError(t, err)
+		requireWhole(t, r, b)
+		require.NoError(t, r.Close())
+
+		for _, kind := range []vfs.Kind{vfs.KindOpen, vfs.KindRead} {
+			fs.SetInjector(vfs.Fail(syscall.EIO, kind).On(manifestName).Times(1))
+			s = mustOpen(t, fs, small())
+			require.ErrorIs(t, s.List()[1].Damage, syscall.EIO)
+		}
+	}
+}
+
 // Each block of a snapshot, the manifest's too, is damaged in turn, and Verify says
 // where; so it does for a file that is missing, too short, too long or not listed.
 func TestVerifyFindsDamage(t *testing.T) {

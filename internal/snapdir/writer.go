@@ -219,7 +219,7 @@ func (w *Writer) Commit(meta *raftpb.SnapshotMeta, groupID uint64) (*Reader, err
 	m, err := w.seal(meta, groupID)
 	var r *Reader
 	if err == nil {
-		r, err = w.store.publish(w.dir, m)
+		r, err = w.store.publish(w.dir, m, false)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("save snapshot %d: %w", meta.GetLastIncludedIndex(), errors.Join(err, w.cleanUp()))

@@ -70,7 +70,7 @@ func TestWantOfDescriptorsPasses(t *testing.T) {
 				b.fs.SetInjector(nil)
 				b.run(time.Second)
 				require.Equal(t, len(results), acked(), "at operation %d", n)
-				require.Empty(t, b.s.keeper.emptying)
+				require.Empty(t, b.s.keeper.retired)
 				files, size := b.files()
 				require.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files, "at operation %d", n)
 				require.LessOrEqual(t, b.fs.Used(), size+2*block, "at operation %d", n)
@@ -137,4 +137,46 @@ func TestWantOfDescriptorsDelaysCutting(t *testing.T) {
 	info, err := b.fs.Stat(old.path)
 	require.NoError(t, err)
 	assert.Equal(t, old.end, info.Size())
+}
+
+// A release of more segments than there are descriptors takes a few, gives them back and goes on until all are gone.
+func TestALargeReleaseGetsAlongWithFewDescriptors(t *testing.T) {
+	for _, spare := range []int{1, 2, 5, 9, 40} {
+		b := newBed(t)
+		open, most, limit := 0, 0, 1000
+		b.fs.SetInjector(func(op vfs.Op) error {
+			switch {
+			case op.Kind == vfs.KindClose:
+				open--
+			case noDescriptors(op) == nil && op.Kind != vfs.KindLock:
+			case open >= limit:
+				return syscall.EMFILE
+			case op.Kind != vfs.KindSyncDir: // which closes it again
+				open++
+				most = max(most, open)
+			}
+			return nil
+		})
+		require.NoError(t, b.open())
+		b.s.o.Keep = 0 // an option of 0 means the default
+		g := b.group("g")
+		last, err := b.appendAll(g, 1, 200, 20000)
+		require.NoError(t, err)
+		b.run(time.Second)
+		require.Greater(t, b.s.Stats().Segments, 60)
+
+		before := open
+		most, limit = open, open+spare
+		g.TruncatePrefix(last, 1, nil)
+		b.run(3 * time.Second)
+		assert.Empty(t, b.s.keeper.retired, "%d descriptors", spare)
+		assert.Equal(t, before, open, "all of %d descriptors are given back", spare)
+		assert.LessOrEqual(t, most, before+removeAtOnce, "so many of %d are taken", spare)
+		files, size := b.files()
+		assert.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files)
+		assert.LessOrEqual(t, b.fs.Used(), size+b.o.SegmentSize+2*block, "an idle lane may have one open")
+		_, err = b.appendAll(g, last+1, 20, 20000)
+		require.NoError(t, err, "%d descriptors", spare)
+		b.close()
+	}
 }

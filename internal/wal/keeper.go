@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -44,7 +45,6 @@ type keeper struct {
 	releaseTo uint64
 	releaseAt time.Time  // not before then is a release tried, after one was refused
 	retired   []*segment // released, perhaps still read
-	emptying  []vfs.File // removed, and to be emptied
 	named     uint64     // what the identity names as the log's end
 	left      bool
 }
@@ -130,7 +130,6 @@ func (k *keeper) quit() {
 		err = k.making.file.Close()
 		k.making = nil
 	}
-	err = errors.Join(err, k.closeEmptying())
 	if nerr := k.name(true); isSpace(nerr) || vfs.NotOpened(nerr) {
 		k.s.o.Log("wal: %s: the log's end could not be noted: %v", k.s.o.Dir, nerr)
 	} else {
@@ -264,10 +263,11 @@ func (k *keeper) begin(need int64) (*making, error) {
 	seg := &segment{seq: k.next, inc: k.s.o.Rand(), path: k.s.segmentPath(k.next), size: k.s.o.SegmentSize}
 	m := &making{seg: seg, zeroed: firstBatchOffset}
 	if b, ok := k.takeBlank(); ok {
-		m.reused, m.had = true, blank{path: seg.path, size: b.size, written: b.written}
+		m.reused, m.had = true, b
 		if err := k.s.o.FS.Rename(b.path, seg.path); err != nil {
-			return nil, err
+			return nil, k.putBack(m, err)
 		}
+		m.had.path = seg.path
 		if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
 			return nil, k.putBack(m, err)
 		}
@@ -311,14 +311,37 @@ func (k *keeper) reserve(m *making, need int64) error {
 		m.seg.size, m.seg.written = size, m.had.written && m.had.size >= size
 		// Of a file that is used again too: it may have grown, and power have failed before the space for that was durable.
 		err := m.file.Preallocate(0, size)
-		if !isSpace(err) || size <= least {
+		if !isSpace(err) {
 			return err
 		}
+		if size <= least {
+			return cmp.Or(shorten(m.file, m.had.size), err) // others need what was found
+		}
 		size = max(align(size/2), least)
-		if err := m.file.Truncate(size); err != nil { // some of what was asked for may have been found
+		if err := shorten(m.file, size); err != nil {
 			return err
 		}
 	}
+}
+
+// shorten gives back what a reservation has found that failed for want of space: what is in the file behind size, and, since it
+// sets the size, what may have been reserved behind the file's end. It never makes the file longer: where space is reserved by
+// writing it, what is inside the file is taken for reserved.
+func shorten(file vfs.File, size int64) error {
+	is, err := file.Size()
+	if err != nil {
+		return err
+	}
+	return file.Truncate(min(is, size))
+}
+
+// extend reserves what a segment lacks that is not written yet, or nothing at all: the rest of the disk is for others.
+func extend(file vfs.File, from, to int64) error {
+	err := file.Preallocate(from, to-from)
+	if isSpace(err) {
+		return cmp.Or(shorten(file, from), err)
+	}
+	return err
 }
 
 // scrap removes what was made of a segment and passes err on. Its space is needed by
@@ -508,48 +531,87 @@ func (k *keeper) retire() error {
 		}
 		useless = append(useless, seg)
 	}
-	if len(useless) == 0 && len(k.emptying) == 0 {
+	if len(useless) == 0 {
 		return nil
 	}
 	k.retryAt = time.Time{} // there is space in a moment
 	return k.remove(useless)
 }
 
-// remove deletes segments. It empties them too, since an idle lane may have one open and so
-// would keep its space; but only once the name is gone for good: a file of the log that is
-// empty looks like damage.
+// remove deletes some of the segments; the others are left for later. It empties them too, since an idle lane may have one open
+// and so would keep its space; but only once the name is gone for good: a file of the log that is empty looks like damage.
+//
+// Whatever comes of it, it keeps none open: for want of descriptors nobody might ever get one again.
 func (k *keeper) remove(segs []*segment) error {
-	for i, seg := range segs {
-		f, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
-		if vfs.NotOpened(err) {
-			k.s.mu.Lock()
-			k.retired = append(k.retired, segs[i:]...)
-			k.s.mu.Unlock()
-		}
-		if err != nil {
-			return err
-		}
-		k.emptying = append(k.emptying, f)
-		if err := k.s.o.FS.Remove(seg.path); err != nil {
-			return err
-		}
+	files, err := k.unlink(segs)
+	if err != nil && !vfs.NotOpened(err) {
+		return errors.Join(err, closeAll(files))
 	}
-	if err := k.s.o.FS.SyncDir(k.s.o.Dir); err != nil {
+	if len(files) == 0 {
 		return err
 	}
-	for _, f := range k.emptying {
-		if err := f.Truncate(0); err != nil {
-			return err
+	files, serr := k.syncRemoved(files)
+	for _, f := range files {
+		if serr == nil {
+			serr = f.Truncate(0)
 		}
 	}
-	return k.closeEmptying()
+	if cerr := closeAll(files); serr != nil || cerr != nil {
+		return cmp.Or(serr, cerr)
+	}
+	return err
 }
 
-func (k *keeper) closeEmptying() (err error) {
-	for _, f := range k.emptying {
+// unlink takes the names of a few segments away and returns their files. The rest is still to be removed: at once, or, if no more
+// can be opened, later.
+func (k *keeper) unlink(segs []*segment) (files []vfs.File, err error) {
+	for i, seg := range segs {
+		if i == removeAtOnce {
+			k.a.Post(keepWork)
+			k.keepRetired(segs[i:])
+			return files, nil
+		}
+		f, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+		if vfs.NotOpened(err) {
+			k.keepRetired(segs[i:])
+		}
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+		if err := k.s.o.FS.Remove(seg.path); err != nil {
+			return files, err
+		}
+	}
+	return files, nil
+}
+
+func (k *keeper) keepRetired(segs []*segment) {
+	k.s.mu.Lock()
+	defer k.s.mu.Unlock()
+	k.retired = append(k.retired, segs...)
+}
+
+// syncRemoved makes the removal of files durable and returns those that may be emptied. That takes a descriptor too: while there
+// is none, it closes one of the files for it. If that one is open in an idle lane, its space is free when the lane goes on.
+func (k *keeper) syncRemoved(files []vfs.File) ([]vfs.File, error) {
+	for {
+		err := k.s.o.FS.SyncDir(k.s.o.Dir)
+		if !vfs.NotOpened(err) || len(files) == 0 {
+			return files, err
+		}
+		f := files[0]
+		files = files[1:]
+		if err := f.Close(); err != nil {
+			return files, err
+		}
+	}
+}
+
+func closeAll(files []vfs.File) (err error) {
+	for _, f := range files {
 		err = errors.Join(err, f.Close())
 	}
-	k.emptying = nil
 	return err
 }
 

@@ -128,7 +128,7 @@ func (l *lane) grow() error {
 	if err := l.w.open(j.seg); err != nil {
 		return err
 	}
-	return l.w.file.Preallocate(j.seg.size, j.size-j.seg.size)
+	return extend(l.w.file, j.seg.size, j.size)
 }
 
 func (l *lane) end() error {

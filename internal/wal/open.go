@@ -351,7 +351,7 @@ func (s *Store) grow(seg *segment, size int64) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	if err := file.Preallocate(seg.size, size-seg.size); err != nil {
+	if err := extend(file, seg.size, size); err != nil {
 		return err
 	}
 	seg.size = size

@@ -57,6 +57,8 @@ const (
 	smallest = 1 << 20
 	// zeroPause is how long it then leaves the disk to the log, unless the segment is needed.
 	zeroPause = 4 * time.Millisecond
+	// removeAtOnce is how many segments the keeper has open at a time, to remove them.
+	removeAtOnce = 8
 )
 
 func orDefault[T comparable](v, d T) T {
