@@ -3,9 +3,25 @@ package graft
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
+
+// A5: a node has not ended while it tells a reader what its peers have confirmed.
+func TestANodeWaitsForItsReadersToBeTold(t *testing.T) {
+	c := newGroup(t, 3, 3, NodeOptions{ElectionTimeout: 10 * time.Second})
+	c.startLed()
+	c.propose("a")
+	n, held, ended := c.nodes[0], newHoldup(t), make(chan error, 1)
+	n.ReadIndexAsync(func(int64, error) { held.pass() })
+	held.reached()
+	n.Shutdown(func(err error) { ended <- err })
+	c.never(50*ms, func() bool { return len(ended) > 0 }, "it has ended while it calls somebody back")
+	held.release()
+	require.NoError(t, receive(t, ended))
+}
 
 // A5: who joins a node may end the process, so everybody who asked for the end has been told of it by then.
 func TestJoinWaitsForWhoIsToldOfTheEnd(t *testing.T) {

@@ -260,8 +260,9 @@ func (r *readRound) grant(p PeerID) {
 	r.mu.Lock()
 	won := !r.over && r.votes.grant(p)
 	r.mu.Unlock()
-	if won {
+	if won && r.n.lm.pending.tryHold() { // else the node has ended, and its readers know
 		r.confirm(callReads)
+		r.n.lm.pending.letGo()
 	}
 }
 

@@ -320,8 +320,20 @@ func (s *snapshotter) saved(sv *snapshotSave, base logBase, err error) {
 			s.log.Info("saved a snapshot", zap.Int64("index", base.index), zap.Duration("to_publish", s.n.host.env.Exec.Now().Sub(began)))
 		}
 	}
-	if !s.n.post(func() { s.n.compact(); s.n.aside(func() { s.n.callBackWith(opSaveSnapshot, sv.done, err) }) }) {
-		s.n.callBackWith(opSaveSnapshot, sv.done, err)
+	s.tellSaved(sv.done, err)
+}
+
+// tellSaved tells who asked for a snapshot what came of it, before the node has ended.
+func (s *snapshotter) tellSaved(done Closure, err error) {
+	held := s.n.lm.pending.tryHold()
+	tell := func() {
+		s.n.aside(func() { s.n.callBackWith(opSaveSnapshot, done, err) })
+		if held {
+			s.n.lm.pending.letGo()
+		}
+	}
+	if !s.n.post(func() { s.n.compact(); tell() }) {
+		tell()
 	}
 }
 
