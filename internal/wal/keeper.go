@@ -544,7 +544,7 @@ func (k *keeper) retire() error {
 // Whatever comes of it, it keeps none open: for want of descriptors nobody might ever get one again.
 func (k *keeper) remove(segs []*segment) error {
 	files, err := k.unlink(segs)
-	if err != nil && !vfs.NotOpened(err) {
+	if err != nil && !passes(err) {
 		return errors.Join(err, closeAll(files))
 	}
 	if len(files) == 0 {
@@ -562,8 +562,12 @@ func (k *keeper) remove(segs []*segment) error {
 	return err
 }
 
+// passes reports whether an operation on a directory may succeed when it is tried again. Even a removal may want space, where file
+// systems never write in place.
+func passes(err error) bool { return vfs.NotOpened(err) || isSpace(err) }
+
 // unlink takes the names of a few segments away and returns their files. The rest is still to be removed: at once, or, if no more
-// can be opened, later.
+// can be opened or removed now, later. A file that has kept its name is not among them, and so is not emptied.
 func (k *keeper) unlink(segs []*segment) (files []vfs.File, err error) {
 	for i, seg := range segs {
 		if i == removeAtOnce {
@@ -571,19 +575,27 @@ func (k *keeper) unlink(segs []*segment) (files []vfs.File, err error) {
 			k.keepRetired(segs[i:])
 			return files, nil
 		}
-		f, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
-		if vfs.NotOpened(err) {
+		f, err := k.unlinkOne(seg)
+		if passes(err) {
 			k.keepRetired(segs[i:])
 		}
 		if err != nil {
 			return files, err
 		}
 		files = append(files, f)
-		if err := k.s.o.FS.Remove(seg.path); err != nil {
-			return files, err
-		}
 	}
 	return files, nil
+}
+
+func (k *keeper) unlinkOne(seg *segment) (vfs.File, error) {
+	f, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.s.o.FS.Remove(seg.path); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func (k *keeper) keepRetired(segs []*segment) {

@@ -182,3 +182,52 @@ func TestASegmentThatCannotBeRenamedIsUsedLater(t *testing.T) {
 	assert.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files)
 	b.close()
 }
+
+// An operation fails for want of space, whichever it is: what was acknowledged is found again, and nothing that was released is taken for
+// damage, nor left behind while the store runs on.
+func TestASingleWantOfSpace(t *testing.T) {
+	removals := 0
+	for n := int64(0); ; n++ {
+		b := newBed(t)
+		require.NoError(t, b.open())
+		b.s.o.Keep = 0 // an option of 0 means the default
+		g, base, hit := b.group("g"), b.fs.Ops(), false
+		b.fs.SetInjector(func(op vfs.Op) error {
+			if op.N != base+1+n {
+				return nil
+			}
+			hit = true
+			if op.Kind == vfs.KindRemove {
+				removals++
+			}
+			return syscall.ENOSPC
+		})
+		var results []*error
+		for at := range int64(30) {
+			results = append(results, b.append(g, at+1, 1, 6000))
+			if at%10 == 9 {
+				g.TruncatePrefix(at-5, 1, nil)
+			}
+			b.run(20 * time.Millisecond)
+		}
+		b.run(3 * b.o.Retry)
+		b.fs.SetInjector(nil)
+		var acked int64
+		for acked < int64(len(results)) && *results[acked] == nil {
+			acked++
+		}
+		if b.s.Err() == nil {
+			files, _ := b.files()
+			require.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files, "operation %d", n)
+		}
+		b.s.Shutdown(func(error) {}) // which a sync that has failed makes fail
+		b.run(time.Second)
+		require.NoError(t, b.open(), "operation %d", n)
+		require.GreaterOrEqual(t, b.group("g").Recovered().Last, acked, "operation %d", n)
+		b.close()
+		if !hit {
+			break
+		}
+	}
+	assert.NotZero(t, removals)
+}
