@@ -471,10 +471,14 @@ func (k *checker) stored(m *machine, req *rpc.Request) {
 		k.c.fail("I17 disk honesty: machine %d acknowledges %d, durable is %d", m.index, last, st.Durable)
 		return
 	}
-	if last < st.First-1 {
-		return // cut off, and so committed
+	got, want := int64(0), lastTerm(r.Entries)
+	switch {
+	case last >= st.First-1:
+		got = graft.SimTerm(m.node, last)
+	case last <= int64(len(k.committed)): // cut off, and so committed
+		got = k.committed[last-1].term
 	}
-	if got, want := graft.SimTerm(m.node, last), lastTerm(r.Entries); got != want {
+	if got != want {
 		k.c.fail("I17 disk honesty: machine %d acknowledges %d of term %d, which is of term %d in its log", m.index, last, want, got)
 	}
 }

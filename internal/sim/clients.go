@@ -21,6 +21,7 @@ type clients struct {
 	filler []byte
 	bulk   bool // the next value is large
 	active bool
+	doubts []int // writes that were answered with an unknown outcome in this step
 }
 
 type outcome uint8
@@ -195,9 +196,10 @@ func (l *clients) written(m *machine, boot, id int, result any, err error) bool 
 	case code == graft.ErrUnknownOutcome:
 		w.state = unknown
 		l.c.Count.UnknownOutcomes++
+		l.doubts = append(l.doubts, id)
 	default:
 		w.state = refused
-		l.refusal(code)
+		l.refusal(m, id, err)
 		if w.entry != nil {
 			l.c.fail("I14 honest failure: write %d on machine %d: refused with %v, and yet it is entry %d of term %d", id, m.index, err, w.entry.index, w.entry.term)
 		}
@@ -224,9 +226,10 @@ func (l *clients) succeeded(m *machine, w *write, id int, result any) {
 	l.acked = max(l.acked, index)
 }
 
-func (l *clients) refusal(code graft.Code) {
+// refusal demands of a refusal that it tells why.
+func (l *clients) refusal(m *machine, id int, err error) {
 	n := &l.c.Count
-	switch code {
+	switch code := graft.ErrorCode(err); code {
 	case graft.ErrNotLeader:
 		n.NotLeader++
 	case graft.ErrNoSpace:
@@ -237,7 +240,26 @@ func (l *clients) refusal(code graft.Code) {
 		n.TermMismatch++
 	default:
 		n.OtherRefusals++
+		if code != graft.ErrBusy && !overFor(m, code) {
+			l.c.fail("I14 honest failure: write %d on machine %d is refused for no reason that there is: %v", id, m.index, err)
+		}
 	}
+}
+
+// overFor reports whether a code says that the asked node is gone for good, and that is so.
+func overFor(m *machine, code graft.Code) bool {
+	return code == graft.ErrShutdown && m.stopping || code == graft.ErrNodeFailed && m.injected
+}
+
+// stepped is called after every step: an outcome is unknown only of what was proposed.
+func (l *clients) stepped() {
+	for _, id := range l.doubts {
+		w := &l.ledger[id-1]
+		if m := l.c.machines[w.machine]; w.entry == nil && !m.stopping && !m.injected {
+			l.c.fail("I14 honest failure: write %d on machine %d: outcome unknown, though it is in nobody's log", id, w.machine)
+		}
+	}
+	l.doubts = l.doubts[:0]
 }
 
 // logged is told of an entry that some log holds.
@@ -332,6 +354,13 @@ func (l *clients) answered(m *machine, role graft.NodeRole, floor, index int64, 
 	switch {
 	case err != nil:
 		l.c.Count.FailedReads++
+		switch code := graft.ErrorCode(err); code {
+		case graft.ErrNotLeader, graft.ErrUnreachable, graft.ErrOverloaded:
+		default:
+			if !overFor(m, code) {
+				l.c.fail("I14 honest failure: machine %d refuses a read for no reason that there is: %v", m.index, err)
+			}
+		}
 		return
 	case role == graft.RoleLeader:
 		l.c.Count.LeaderReads++

@@ -67,6 +67,7 @@ func New(o Options) *Cluster {
 				c.check.look(m)
 			}
 		}
+		c.clients.stepped()
 		c.admin.stepped()
 	}
 	return c
