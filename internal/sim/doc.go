@@ -45,7 +45,7 @@
 //	I11 lease exclusivity           not yet: there are no leases
 //	I12 read index                  clients.answered: not behind what anybody has seen
 //	I13 exactly one answer          clients.written, ask, admin.answered, machine.stopped; Cluster.converged: none is missing
-//	I14 honest failure              clients.written, logged; admin.begun, judge, refused, unknown; checker.failed
+//	I14 honest failure              clients.written, refusal, stepped, answered, logged; admin.begun, judge, refused, unknown; checker.failed
 //	I15 state machine contract      app.go
 //	                                app_durable.go: what a durable state machine holds is not applied again, and nothing else is left out
 //	I16 snapshot fidelity           app_snapshot.go: index, term, configuration and content are those of the applied position; check_snapshot.go: a log
