@@ -255,7 +255,8 @@ func (n *Node) learnCommit(upto, commit int64) {
 
 // followCommit has applied what others have committed, but nothing before this term is durable: its leader may be the only one who knows
 // of that. Whoever forgets the term in a crash, but has kept what it has applied, be it in a snapshot, takes what an
-// earlier leader sends, rightly, for damage. It is said again with the next message.
+// earlier leader sends, rightly, for damage. It is said again with the next message. Snapshots of this leader's are installed all the same:
+// that may be what makes room for the term.
 func (n *Node) followCommit(index int64) bool {
 	if n.savedTerm.Load() < n.term || !n.box.follow(index) {
 		return false

@@ -151,14 +151,7 @@ func TestNothingIsCommittedBeforeItsTermIsDurable(t *testing.T) {
 	s.leaderRequest(stagePeers[2], 6, 0, 0, 1, s.led(4))
 	s.pass(5 * time.Millisecond)
 	s.leaderRequest(stagePeers[2], 6, 1, 4, 2, dataAt(2, 4, "a"))
-	install := s.send(methodInstall, &raftpb.InstallSnapshotRequest{
-		GroupId: proto.String("g"), ServerId: proto.String(stagePeers[2] + ":0"), PeerId: proto.String(stagePeers[0] + ":0"), Term: proto.Int64(6),
-		Meta: &raftpb.SnapshotMeta{LastIncludedIndex: proto.Int64(5), LastIncludedTerm: proto.Int64(4), Peers: stageConf(0, 1, 2).strings()},
-		Uri:  proto.String("remote://" + stagePeers[2] + "/7"),
-	})
 	s.pass(5 * time.Millisecond)
-	assert.Zero(t, s.node.Status().Snapshot.NextIndex)
-	assert.False(t, install.over, install.text)
 	s.node.heedRemoval(PeerID{Address: stagePeers[1]}, &raftpb.RequestVoteResponse{
 		GraftConfIndex: proto.Int64(1), GraftConfTerm: proto.Int64(4), GraftConfPeers: stageConf(1, 2).strings(),
 	})

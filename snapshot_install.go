@@ -73,9 +73,6 @@ func (n *Node) onInstall(req *rpc.Request, m *raftpb.InstallSnapshotRequest) {
 		// snapshot stale, and its leader sends it for ever.
 		n.answerInstall(req, true)
 		return
-	case n.savedTerm.Load() < n.term: // see followCommit
-		n.afterSaveAnswer(req, func() { n.onInstall(req, m) })
-		return
 	case base.index <= n.box.index(): // and will be durable in a moment
 		req.Fail(int32(ErrBusy), "Is writing what the snapshot includes")
 		return
