@@ -40,13 +40,13 @@ func TestReplicasDrawTheirOwnElectionTimeouts(t *testing.T) {
 // be elected, and what it was does not keep the other from voting for it.
 func TestAFormerLeaderIsElectedAgain(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	lead := c.startGroup()
 	c.stop((lead + 1) % 3)
 	last := c.ahead(lead, "ahead", 1)
-	c.net.set(isolate(lead))
-	c.status(lead, func(s Status) bool { return s.Role != RoleLeader }, "a leader without a majority goes on")
+	c.cutOff(lead)
 	c.net.set()
+	c.hurry(lead)
 	c.status(lead, func(s Status) bool { return s.Role == RoleLeader && s.AppliedIndex > last }, "it is not elected again")
 	assert.Contains(t, c.sameData(lead, (lead+2)%3), "ahead-0")
 }

@@ -235,10 +235,10 @@ func (c *cluster) startAll() {
 	}, "a replica still waits, or follows somebody else")
 }
 
-// hurry has a host campaign now, in a patient group of several that has no leader yet.
+// hurry has a host campaign now, in a patient group that has no leader yet.
 func (c *cluster) hurry(i int) {
 	c.t.Helper()
-	if c.members < 2 || c.opts.ElectionTimeout < patient {
+	if c.members != 1 && c.opts.ElectionTimeout < patient {
 		return
 	}
 	led := func() bool {

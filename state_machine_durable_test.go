@@ -250,6 +250,7 @@ func TestASnapshotIsMadeToShip(t *testing.T) {
 	}
 	g.stop(0) // which has a snapshot that is behind what it holds
 	g.start(0)
+	g.hurry(0)
 	g.ready()
 	assert.Equal(t, want, g.sameData(0, 1))
 	assert.Empty(t, g.fsms[0].loaded())
