@@ -120,7 +120,7 @@ func TestAVoteThatFoundNoSpaceIsWrittenLater(t *testing.T) {
 // X10: a disk that hangs holds up those who need it. What a replicator has to read, entries that are in memory no more or a snapshot, is
 // never read on the goroutine that reads a connection, where all other groups' answers from that host would wait too.
 func TestNoConnectionWaitsForTheDisk(t *testing.T) {
-	c := snapshotGroup(t, 3, 3, NodeOptions{CacheBytes: 1, MaxAppendBytes: 2 << 10, MaxInflightRequests: 2})
+	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient, CacheBytes: 1, MaxAppendBytes: 2 << 10, MaxInflightRequests: 2})
 	c.startLed()
 	c.fsms[0].filler = 1 << 20
 	var mu sync.Mutex

@@ -40,13 +40,13 @@ func TestReplicasDrawTheirOwnElectionTimeouts(t *testing.T) {
 // be elected, and what it was does not keep the other from voting for it.
 func TestAFormerLeaderIsElectedAgain(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	lead := c.startGroup()
 	c.stop((lead + 1) % 3)
 	last := c.ahead(lead, "ahead", 1)
-	c.net.set(isolate(lead))
-	c.status(lead, func(s Status) bool { return s.Role != RoleLeader }, "a leader without a majority goes on")
+	c.cutOff(lead)
 	c.net.set()
+	c.hurry(lead)
 	c.status(lead, func(s Status) bool { return s.Role == RoleLeader && s.AppliedIndex > last }, "it is not elected again")
 	assert.Contains(t, c.sameData(lead, (lead+2)%3), "ahead-0")
 }
@@ -76,7 +76,7 @@ func TestARefusedPreVoteBringsTheTermUp(t *testing.T) {
 	const theirs = 9
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 100 * ms})
 	var asked atomic.Int64 // the highest term
-	peer := rpc.NewTCP(rpc.TCPOptions{})
+	peer := newScriptedPeer()
 	require.NoError(t, peer.Start(rpc.StartOptions{Listen: c.addrs[1], Address: c.addrs[1], Incarnation: 1, Serve: func(req *rpc.Request) {
 		m := new(raftpb.RequestVoteRequest)
 		if req.Method != methodPreVote || proto.Unmarshal(req.Message, m) != nil {
@@ -120,41 +120,51 @@ func TestAStaleLeaderHoldsUpNoElection(t *testing.T) {
 func TestALeaderWithSomethingStuckIsHeard(t *testing.T) {
 	for _, what := range []string{"state machine", "disk"} {
 		t.Run(what, func(t *testing.T) {
-			const factor = 10
-			c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms, HeartbeatFactor: factor})
-			gate := make(chan struct{})
-			open := sync.OnceFunc(func() { close(gate) })
-			defer open()
-			c.onApply = func(_ int, data string) {
-				if data == "stuck" {
-					<-gate
+			for range 5 { // a busy machine may cost a leader its office all the same
+				if heardWhileStuck(t, what == "disk") {
+					return
 				}
 			}
-			lead := c.startGroup()
-			var sent atomic.Int64
-			c.net.set(func(m *message) fate {
-				if m.from == lead && !m.answer && m.method == methodAppendEntries && m.entries() == 0 {
-					sent.Add(1)
-				}
-				return fate{}
-			})
-			stuck := c.getStuck(lead, what == "disk", gate)
-			c.eventually(func() bool {
-				lead, before := c.leader(), sent.Load()
-				term := c.nodes[lead].Status().Term
-				// To two followers, three election timeouts long. Without answers it would give up after one.
-				ok := within(10*time.Second, ms, func() bool { return sent.Load() >= before+2*3*factor })
-				s := c.nodes[lead].Status()
-				return ok && s.Role == RoleLeader && s.Term == term
-			}, "the leader does not stay")
-			open()
-			if err := stuck.wait(); err != nil { // a busy machine may cost a leader its office all the same
-				assert.ErrorIs(t, err, ErrUnknownOutcome)
-			}
-			c.disks[lead].SetInjector(nil)
-			c.sameData(0, 1, 2)
+			require.Fail(t, "the leader does not stay")
 		})
 	}
+}
+
+// heardWhileStuck reports whether the leader of a new group stays it for as long as something is stuck there.
+func heardWhileStuck(t *testing.T, disk bool) bool {
+	const factor = 10
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms, HeartbeatFactor: factor})
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	c.onApply = func(_ int, data string) {
+		if data == "stuck" {
+			<-gate
+		}
+	}
+	lead := c.startGroup()
+	term := c.nodes[lead].Status().Term
+	var sent atomic.Int64
+	c.net.set(func(m *message) fate {
+		if m.from == lead && !m.answer && m.method == methodAppendEntries && m.entries() == 0 {
+			sent.Add(1)
+		}
+		return fate{}
+	})
+	stuck := c.getStuck(lead, disk, gate)
+	before := sent.Load()
+	// To two followers, three election timeouts long. Without answers it would give up after one.
+	within(20*time.Second, ms, func() bool { return sent.Load() >= before+2*3*factor || !c.nodes[lead].IsLeader() })
+	s := c.nodes[lead].Status()
+	heard := sent.Load() >= before+2*3*factor && s.Role == RoleLeader && s.Term == term
+	open()
+	if err := stuck.wait(); err != nil {
+		assert.Contains(t, []Code{ErrUnknownOutcome, ErrNotLeader}, ErrorCode(err))
+		assert.False(t, heard, "%v", err)
+	}
+	c.disks[lead].SetInjector(nil)
+	c.sameData(0, 1, 2)
+	return heard
 }
 
 // getStuck has all state machines, or a leader's disk, wait for the gate. What it returns is an entry that is proposed then. The

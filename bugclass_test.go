@@ -38,7 +38,7 @@ func stickSyncs(gate <-chan struct{}, syncing chan<- struct{}) vfs.Injector {
 // R3, A7: a leader that cannot read its log fails, and says why. What it cannot read it does not take for the log's end: the
 // follower that it was to bring up has nothing that is not in the group's log, and gets the rest from the next leader.
 func TestALeaderThatCannotReadItsLogFails(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{CacheBytes: 1, MaxAppendBytes: 2 << 10})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient, CacheBytes: 1, MaxAppendBytes: 2 << 10})
 	lead := c.startGroup()
 	behind, third := (lead+1)%3, (lead+2)%3
 	c.stop(behind)
@@ -51,6 +51,8 @@ func TestALeaderThatCannotReadItsLogFails(t *testing.T) {
 	assert.ErrorIs(t, s.Err, syscall.EIO)
 	c.eventually(func() bool { return len(c.fsms[lead].errors()) == 1 }, "OnError was not called")
 	assert.ErrorIs(t, c.fsms[lead].errors()[0], ErrIO)
+	c.missed(lead)
+	c.hurry(third)
 	c.propose("after")
 	assert.Len(t, c.sameData(behind, third), 51)
 }
@@ -58,10 +60,11 @@ func TestALeaderThatCannotReadItsLogFails(t *testing.T) {
 // R8: however many entries conflict, the follower gets on to those of the present leader.
 func TestALongTailThatConflictsIsReplaced(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second, MaxAppendBytes: 256})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient, MaxAppendBytes: 256})
 	old := c.startGroup()
 	c.ahead(old, "lost", 500)
 	c.cutOff(old)
+	c.hurry((old + 1) % 3)
 	for i := range 20 {
 		c.propose(fmt.Sprint("kept-", i))
 	}
@@ -80,7 +83,7 @@ func TestALongTailThatConflictsIsReplaced(t *testing.T) {
 // C5, X1, X2, X9: what is durable leaves the memory, whether it is applied or not, and whether all have it or not.
 func TestMemoryDoesNotGrowWithTheLog(t *testing.T) {
 	const cache, size = 8 << 10, 1000
-	c := newTestCluster(t, 3, NodeOptions{CacheBytes: cache})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient, CacheBytes: cache})
 	gate := make(chan struct{})
 	open := sync.OnceFunc(func() { close(gate) })
 	defer open()

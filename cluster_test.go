@@ -44,6 +44,7 @@ type cluster struct {
 	conf     Configuration
 	net      faults
 	disks    []*vfs.Mem
+	ports    []*faultyTransport
 	hosts    []*Host
 	nodes    []*Node
 	fsms     []*recorder
@@ -60,6 +61,18 @@ type cluster struct {
 
 // ms is a millisecond of what tests wait for; it takes longer where everything does.
 const ms = slowness * time.Millisecond
+
+// patient is an election timeout that outlasts the stalls of a busy machine: nobody loses his office, or the thread, for one.
+const patient = 10 * time.Second
+
+// ownHost is a loopback host that no other process of tests has, where there is more than one: nobody else takes the addresses of
+// hosts that are down for a while.
+var ownHost = sync.OnceValue(func() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+})
 
 // ports keeps tests that run at the same time from taking the same port.
 var ports struct {
@@ -80,7 +93,7 @@ func freeAddrs(t testing.TB, n int) (addrs []string) {
 			return addrs
 		}
 		port := 15_000 + rand.IntN(17_000)
-		addr := "127.0.0.1:" + strconv.Itoa(port)
+		addr := ownHost() + ":" + strconv.Itoa(port)
 		if ports.taken[port] {
 			continue
 		}
@@ -103,7 +116,7 @@ func newTestCluster(t testing.TB, n int, opts NodeOptions) *cluster { return new
 func newGroup(t testing.TB, members, hosts int, opts NodeOptions) *cluster {
 	c := &cluster{
 		t: t, addrs: freeAddrs(t, hosts), members: members, opts: opts,
-		hosts: make([]*Host, hosts), nodes: make([]*Node, hosts), fsms: make([]*recorder, hosts),
+		ports: make([]*faultyTransport, hosts), hosts: make([]*Host, hosts), nodes: make([]*Node, hosts), fsms: make([]*recorder, hosts),
 	}
 	c.net.addrs = c.addrs
 	var first []int
@@ -169,8 +182,9 @@ func (c *cluster) startWith(i int, conf Configuration) {
 		e.FS, dir = vfs.OS{}, filepath.Join(c.dir, fmt.Sprint(i))
 		require.NoError(c.t, os.MkdirAll(dir, 0o755))
 	}
+	c.ports[i] = newFaultyTransport(&c.net, i)
 	h, err := NewHost(HostOptions{
-		Address: c.addrs[i], Dir: dir, Env: e, Transport: newFaultyTransport(&c.net, i), SnapshotThrottle: c.throttle,
+		Address: c.addrs[i], Dir: dir, Env: e, Transport: c.ports[i], SnapshotThrottle: c.throttle,
 	})
 	require.NoError(c.t, err)
 	c.hosts[i], c.fsms[i] = h, &recorder{name: c.name}
@@ -187,6 +201,12 @@ func (c *cluster) startWith(i int, conf Configuration) {
 	}
 	if o.ElectionTimeout == 0 {
 		o.ElectionTimeout = 500 * ms
+		if c.members == 1 { // a sole voter elects itself at once
+			o.ElectionTimeout = patient
+		}
+	}
+	if o.ElectionTimeout == patient && o.HeartbeatFactor == 0 {
+		o.HeartbeatFactor = 40 // nobody waits longer for a heartbeat than elsewhere
 	}
 	if o.CatchupTimeout == 0 { // tests of what it bounds set it
 		o.CatchupTimeout = 20 * time.Second
@@ -200,6 +220,7 @@ func (c *cluster) startAll() {
 	for i := range c.members {
 		c.start(i)
 	}
+	c.hurry(0)
 	// Until it has heard what is committed, a replica that began with nothing does not
 	// vote freely: a group just set up survives the loss of a member only from then on.
 	c.eventually(func() bool {
@@ -212,6 +233,23 @@ func (c *cluster) startAll() {
 		}
 		return true
 	}, "a replica still waits, or follows somebody else")
+}
+
+// hurry has a host campaign now, in a patient group that has no leader yet.
+func (c *cluster) hurry(i int) {
+	c.t.Helper()
+	if c.members != 1 && c.opts.ElectionTimeout < patient {
+		return
+	}
+	led := func() bool {
+		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
+	}
+	c.eventually(func() bool {
+		if !led() {
+			c.timeOut(i)
+		}
+		return within(200*ms, ms, led)
+	}, "no leader")
 }
 
 // startGroup starts all hosts, joiners too, and returns a leader whose log all members hold.
@@ -284,18 +322,37 @@ func (c *cluster) outOfReach(lead int) {
 			}
 			n.quorumAt = n.now
 		})
-		c.missed(lead)
 		return !n.IsLeader()
 	}, "a leader without a majority goes on")
+	c.missed(lead)
 }
 
-// missed has those who follow a leader miss it now, as if its process had ended.
+// missed has those who follow a leader that is none any more miss it now, as if its process had ended. What it sent before may
+// come late: they are told until none of them follows it.
 func (c *cluster) missed(lead int) {
-	for _, i := range c.running() {
-		if n := c.nodes[i]; i != lead {
-			n.post(func() { n.onPeerDown(c.addrs[lead]) })
+	c.t.Helper()
+	follow := func() (hosts []int) {
+		for _, i := range c.running() {
+			if s := c.nodes[i].Status(); i != lead && s.Role == RoleFollower && s.Leader.Same(c.peer(lead)) {
+				hosts = append(hosts, i)
+			}
 		}
+		return hosts
 	}
+	c.eventually(func() bool {
+		for _, i := range follow() {
+			n := c.nodes[i]
+			n.post(func() {
+				n.votedAt = n.now.Add(-n.o.ElectionTimeout) // just after a vote it would expect that one to lead
+				n.onPeerDown(c.addrs[lead])
+			})
+		}
+		if !within(100*ms, ms, func() bool { return len(follow()) == 0 }) {
+			c.timeOut(follow()...) // who may not campaign is in no hurry
+			return false
+		}
+		return true
+	}, "its followers do not miss it")
 }
 
 // timeOut ends the time that hosts wait for a leader to be heard.

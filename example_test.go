@@ -3,8 +3,10 @@ package graft_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +31,17 @@ func (c *counter) OnApply(it *graft.Iterator) {
 	}
 }
 
+// loopback is a host on this machine that nobody else has, where there is more than one.
+var loopback = func() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+}()
+
 // freeAddress returns an address on this machine that nobody uses.
 func freeAddress() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", loopback+":0")
 	if err != nil {
 		panic(err)
 	}
@@ -59,7 +69,7 @@ func Example() {
 		return
 	}
 
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	<-leads
 	for _, word := range []string{"to", "be", "or"} {
@@ -108,7 +118,10 @@ func (g *group) start(address string, conf graft.Configuration) {
 		default:
 		}
 	}}
-	node, err := host.StartNode("counters", graft.NodeOptions{StateMachine: fsm, InitialConf: conf})
+	node, err := host.StartNode("counters", graft.NodeOptions{
+		StateMachine: fsm, InitialConf: conf,
+		ElectionTimeout: 10 * time.Second, CatchupTimeout: 30 * time.Second, // for a machine that is very busy
+	})
 	if err != nil {
 		panic(err)
 	}
@@ -138,7 +151,7 @@ func (g *group) leader() *graft.Node {
 func Example_threeNodes() {
 	g := startGroup(freeAddress(), freeAddress(), freeAddress())
 	defer g.close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 
 	sum, err := g.leader().Propose(ctx, []byte("hello"))
@@ -191,7 +204,7 @@ func ExampleNode_AddPeer() {
 	first, second := freeAddress(), freeAddress()
 	g := startGroup(first)
 	defer g.close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	leader := g.leader()
 	if _, err := leader.Propose(ctx, []byte("before")); err != nil {

@@ -172,12 +172,13 @@ type faultyTransport struct {
 	mu      sync.Mutex
 	closed  bool
 	pending map[*time.Timer]func(closed bool)
+	lost    map[*time.Timer]bool // those of pending that stand for what was lost
 	running sync.WaitGroup
 }
 
 func newFaultyTransport(net *faults, self int) *faultyTransport {
 	return &faultyTransport{
-		Transport: NewTCPTransport(nil), net: net, self: self, pending: make(map[*time.Timer]func(bool)),
+		Transport: NewTCPTransport(nil), net: net, self: self, pending: make(map[*time.Timer]func(bool)), lost: make(map[*time.Timer]bool),
 	}
 }
 
@@ -189,7 +190,7 @@ func (t *faultyTransport) Call(address string, c rpc.Call) {
 		if c.Timeout > 0 {
 			wait = max(c.Timeout-time.Since(began), 0)
 		}
-		t.after(wait, func(closed bool) {
+		t.after(wait, true, func(closed bool) {
 			if closed {
 				done(rpc.Reply{Err: rpc.ErrClosed})
 			} else {
@@ -207,7 +208,7 @@ func (t *faultyTransport) Call(address string, c rpc.Call) {
 		case f.lost || f.refused:
 			lose()
 		case f.delay > 0:
-			t.after(f.delay, func(bool) { done(r) })
+			t.after(f.delay, false, func(bool) { done(r) })
 		default:
 			if t.net.corrupt != nil {
 				t.net.corrupt(&answer, &r)
@@ -221,14 +222,14 @@ func (t *faultyTransport) Call(address string, c rpc.Call) {
 	case f.lost:
 		lose()
 	case f.delay > 0:
-		t.after(f.delay, func(bool) { t.Transport.Call(address, call) })
+		t.after(f.delay, false, func(bool) { t.Transport.Call(address, call) })
 	default:
 		t.Transport.Call(address, call)
 	}
 }
 
 // after runs f later, or when the transport is closed.
-func (t *faultyTransport) after(d time.Duration, f func(closed bool)) {
+func (t *faultyTransport) after(d time.Duration, lost bool, f func(closed bool)) {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
@@ -242,10 +243,32 @@ func (t *faultyTransport) after(d time.Duration, f func(closed bool)) {
 		defer t.running.Done()
 		t.mu.Lock()
 		delete(t.pending, timer)
+		delete(t.lost, timer)
 		t.mu.Unlock()
 		f(false)
 	})
 	t.pending[timer] = f
+	if lost {
+		t.lost[timer] = true
+	}
+}
+
+// giveUp has calls that were lost time out now.
+func (t *faultyTransport) giveUp() {
+	t.mu.Lock()
+	var ended []func(bool)
+	for timer := range t.lost {
+		if timer.Stop() {
+			ended = append(ended, t.pending[timer])
+			delete(t.pending, timer)
+			delete(t.lost, timer)
+			defer t.running.Done()
+		}
+	}
+	t.mu.Unlock()
+	for _, f := range ended {
+		f(false)
+	}
 }
 
 func (t *faultyTransport) Close() error {

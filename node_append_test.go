@@ -19,9 +19,14 @@ type scriptedLeader struct {
 	tcp *rpc.TCP
 }
 
+// newScriptedPeer is the transport of a peer that a test plays. It outlasts the stalls of a busy machine.
+func newScriptedPeer() *rpc.TCP {
+	return rpc.NewTCP(rpc.TCPOptions{ConnectTimeout: time.Minute, SilenceTimeout: time.Minute})
+}
+
 func newScriptedLeader(c *cluster) *scriptedLeader {
 	address := freeAddrs(c.t, 1)[0]
-	s := &scriptedLeader{c: c, tcp: rpc.NewTCP(rpc.TCPOptions{})}
+	s := &scriptedLeader{c: c, tcp: newScriptedPeer()}
 	require.NoError(c.t, s.tcp.Start(rpc.StartOptions{
 		Listen: address, Address: address, Incarnation: 1,
 		Serve: func(req *rpc.Request) { req.Fail(codeNoMethod, "not here") },
@@ -47,7 +52,7 @@ func (s *scriptedLeader) send(leader int, m wire.AppendRequest) wire.AppendRespo
 	m.GroupID, m.ServerID, m.PeerID = []byte("g"), []byte(s.c.peer(leader).String()), []byte(s.c.peer(0).String())
 	answer := make(chan rpc.Reply, 1)
 	s.tcp.Call(s.c.addrs[0], rpc.Call{
-		Service: raftService, Method: methodAppendEntries, Timeout: 10 * time.Second,
+		Service: raftService, Method: methodAppendEntries, Timeout: time.Minute,
 		Message:    [][]byte{m.AppendHead(nil), m.Entries.Metas, m.AppendTail(nil)},
 		Attachment: [][]byte{m.Entries.Data},
 		Done:       func(r rpc.Reply) { answer <- r },
@@ -150,7 +155,7 @@ func TestKeptEntriesPinNoOtherMessages(t *testing.T) {
 		require.True(t, s.append(1, 1, 1+i, 1, 0, 1).Success)
 		answer := make(chan rpc.Reply, 1)
 		s.tcp.Call(c.addrs[0], rpc.Call{
-			Service: raftService, Method: "another", Timeout: 10 * time.Second,
+			Service: raftService, Method: "another", Timeout: time.Minute,
 			Message: [][]byte{make([]byte, size)}, Done: func(r rpc.Reply) { answer <- r },
 		})
 		require.NoError(t, receive(t, answer).Err)

@@ -22,7 +22,7 @@ type braftPeer struct {
 
 func startBraftPeer(t *testing.T) *braftPeer {
 	b := &braftPeer{peer: PeerID{Address: freeAddrs(t, 1)[0]}}
-	tcp := rpc.NewTCP(rpc.TCPOptions{})
+	tcp := newScriptedPeer()
 	require.NoError(t, tcp.Start(rpc.StartOptions{Listen: b.peer.Address, Address: b.peer.Address, Incarnation: 1, Serve: b.serve}))
 	t.Cleanup(func() { assert.NoError(t, tcp.Close()) })
 	return b
@@ -62,7 +62,7 @@ func (b *braftPeer) addTo(c *cluster, i int) error {
 
 // A braft peer is a full member, but does not know of learners: both are never in one configuration.
 func TestLearnersAndBraftPeersExcludeEachOther(t *testing.T) {
-	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: time.Minute}) // the peer never votes
 	c.startLed()
 	c.propose("one")
 	b := startBraftPeer(t)

@@ -30,7 +30,7 @@ func (c *cluster) changeCalls(peer int) map[string]func(n *Node, done Closure) {
 // Q7, the rows of the call itself.
 func TestAFollowerNamesTheLeaderToAsk(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: 500 * ms})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.status(1, func(s Status) bool { return s.Leader.Same(c.peer(0)) }, "the follower does not know the leader")
 	for name, call := range c.changeCalls(3) {
@@ -42,7 +42,10 @@ func TestAFollowerNamesTheLeaderToAsk(t *testing.T) {
 	}
 	// NoLeader of braft's tests: nobody knows of one.
 	c.net.set(isolate(1))
-	c.status(1, func(s Status) bool { return s.Leader.IsZero() }, "it does not notice")
+	c.status(1, func(s Status) bool {
+		c.timeOut(1)
+		return s.Leader.IsZero()
+	}, "it does not notice")
 	err := c.add(1, 3).wait()
 	assert.ErrorIs(t, err, ErrNotLeader)
 	assert.ErrorContains(t, err, "no leader is known")
@@ -60,7 +63,7 @@ func TestAChangeIsRefusedAfterShutdown(t *testing.T) {
 
 // Q8: a second change while one is under way is refused, not queued.
 func TestBusySaysThatNewPeersAreCatchingUp(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Hour})
 	c.startAll()
 	lead := c.ready()
 	n := c.nodes[lead]
@@ -85,7 +88,7 @@ func TestBusySaysThatNewPeersAreCatchingUp(t *testing.T) {
 }
 
 func TestBusySaysThatLeadershipIsBeingTransferred(t *testing.T) {
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.net.set(noCall(methodTimeoutNow))
 	require.NoError(t, c.nodes[0].TransferLeadership(c.peer(1)))
@@ -97,11 +100,12 @@ func TestBusySaysThatLeadershipIsBeingTransferred(t *testing.T) {
 
 // H-10, M1: no change begins before an entry of the leader's own term is committed.
 func TestBusySaysThatTheFirstEntryIsNotCommitted(t *testing.T) {
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: 500 * ms})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	c.net.set(atOnce(noConf(anyConf, 0, 1, 2)))
 	for i := range 4 {
 		c.start(i)
 	}
+	c.hurry(0)
 	lead := c.leader()
 	n := c.nodes[lead]
 	s := c.status(lead, func(s Status) bool { return s.Stage == StageStable }, "the configuration is not restated")
@@ -118,7 +122,7 @@ func TestBusySaysThatTheFirstEntryIsNotCommitted(t *testing.T) {
 
 // Q8, H-60: what is so already succeeds at once, and nothing is appended.
 func TestWhatIsInForceAlreadySucceedsWithoutAnEntry(t *testing.T) {
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	c.startAll()
 	lead := c.ready()
 	n := c.nodes[lead]
@@ -144,7 +148,7 @@ func TestWhatIsInForceAlreadySucceedsWithoutAnEntry(t *testing.T) {
 
 // H-09: a configuration without voters would end the group.
 func TestAConfigurationWithoutVotersIsRefused(t *testing.T) {
-	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	n := c.nodes[0]
 	last := n.Status().LastIndex
@@ -172,7 +176,7 @@ func TestAConfigurationWithoutVotersIsRefused(t *testing.T) {
 }
 
 func TestExpectedIsComparedWithWhatIsInForce(t *testing.T) {
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	lead := c.startGroup()
 	try := func(expected Configuration) error {
 		return c.begin(lead, "change", func(n *Node, done Closure) {
@@ -191,7 +195,7 @@ func TestExpectedIsComparedWithWhatIsInForce(t *testing.T) {
 
 // M18, Q8: of two administrators who start from the same configuration one wins.
 func TestOfTwoAdministratorsOneWins(t *testing.T) {
-	c := newGroup(t, 1, 9, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 1, 9, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	current := c.conf
 	for round := range 4 {

@@ -67,7 +67,7 @@ func (c *cluster) settled(conf Configuration, hosts ...int) (lead int) {
 
 // M4, M17: several voters at once go through one joint configuration, which no callback ever sees.
 func TestSeveralVotersChangeThroughAJointConfiguration(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.propose("before")
 	require.NoError(t, c.change(0, c.voters(0, 3, 4)).wait())
@@ -96,7 +96,7 @@ func lastOf[T any](n int, s []T) []T { return s[max(len(s)-n, 0):] }
 // One voter goes straight to the new configuration, as in braft (H-62); learners never make a change joint.
 func TestOneVoterNeedsNoJointConfiguration(t *testing.T) {
 	for _, always := range []bool{false, true} {
-		c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, AlwaysJoint: always})
+		c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient, AlwaysJoint: always})
 		c.startLed()
 		last := len(c.logged(0))
 		joint := func(name string) (names []string) {
@@ -122,7 +122,7 @@ func TestOneVoterNeedsNoJointConfiguration(t *testing.T) {
 // configuration and its commit.
 func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	n, old, next := c.nodes[0], c.conf, c.voters(0, 3, 4)
 	c.net.set(atOnce(noConf(isJoint, 3, 4)))
@@ -164,7 +164,7 @@ func TestAJointConfigurationWaitsAndSaysForWhom(t *testing.T) {
 
 // A change that is in the log cannot be called off, whether somebody still waits for it or not.
 func TestCancelChangeOfAChangeThatIsBeingFinished(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.net.set(noConf(isJoint, 3, 4))
 	p := c.begin(0, "change", func(n *Node, done Closure) {
@@ -180,13 +180,14 @@ func TestCancelChangeOfAChangeThatIsBeingFinished(t *testing.T) {
 // Q7, Q10, M5: the next leader finishes a joint change that it finds in its log, and nobody need ask it to.
 func TestTheNextLeaderFinishesAJointChange(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	next := c.voters(0, 3, 4)
-	c.net.set(noConf(isJoint, 3, 4))
+	c.net.set(atOnce(noConf(isJoint, 3, 4)))
 	p := c.change(0, next)
 	c.status(0, func(s Status) bool { return s.Stage == StageJoint && len(s.Awaited) == 2 }, "the old majority does not get it")
 	c.cutOff(0)
+	c.hurry(1)
 	err := p.wait()
 	assert.ErrorIs(t, err, ErrUnknownOutcome)
 	assert.ErrorIs(t, err, ErrNotLeader, "the cause")
@@ -207,12 +208,13 @@ func TestTheNextLeaderFinishesAJointChange(t *testing.T) {
 // Q7, Q10: a joint configuration that reached nobody is undone by the next leader.
 func TestAJointChangeThatNobodyHasIsUndone(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
-	c.net.set(noConf(isJoint, 1, 2, 3, 4))
+	c.net.set(atOnce(noConf(isJoint, 1, 2, 3, 4)))
 	p := c.change(0, c.voters(0, 3, 4))
 	c.inStage(0, StageJoint)
 	c.cutOff(0)
+	c.hurry(1)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
 	assert.Equal(t, "0,3,4", c.name(c.nodes[0].Status().Conf), "it is still in its log")
 	c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "the others have no leader")
@@ -227,7 +229,7 @@ func TestAJointChangeThatNobodyHasIsUndone(t *testing.T) {
 // M6, M19: a group that was stopped in the middle of a joint change finishes it when it is back.
 func TestAJointChangeOutlivesARestartOfAll(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.net.set(noConf(isJoint, 3, 4))
 	p := c.change(0, c.voters(0, 3, 4))
@@ -247,7 +249,7 @@ func TestAJointChangeOutlivesARestartOfAll(t *testing.T) {
 // E9, Q2: votes count in both halves of a joint configuration, not in their union.
 func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	next := c.voters(0, 3, 4)
 	isNext := func(e confEntry) bool { return !e.joint() && e.conf.Equal(next) }
@@ -274,7 +276,7 @@ func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
 		c.never(50*ms, elected, "elected without a majority of the old voters")
 	}
 	c.start(1)
-	c.timeOut(3)
+	c.hurry(3)
 	c.settled(next, 3, 4)
 }
 
@@ -282,13 +284,19 @@ func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
 // the group works on.
 func TestADeadNewMajorityIsRefused(t *testing.T) {
 	t.Parallel()
-	const timeout = time.Second
-	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: timeout, CatchupTimeout: time.Hour})
+	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Hour})
 	c.startLed()
 	c.stop(3)
+	c.status(0, func(s Status) bool { f, _ := s.follower(c.peer(3)); return f.Failures > 0 }, "it is not missed")
+	n := c.nodes[0]
+	n.post(func() { // as if that were long ago, and its leadership older
+		n.replicators[c.peer(3).ID()].lastAnswer.Store(-int64(time.Hour))
+		n.ledAt = n.now.Add(-time.Hour)
+	})
 	c.status(0, func(s Status) bool {
+		up, _ := s.follower(c.peer(2))
 		f, _ := s.follower(c.peer(3))
-		return f.Silent > timeout
+		return f.Silent > patient && up.Silent < patient/2
 	}, "its silence does not show")
 	before, began := c.nodes[0].Status(), time.Now()
 	err := c.change(0, c.voters(2, 3)).wait()
@@ -304,7 +312,7 @@ func TestADeadNewMajorityIsRefused(t *testing.T) {
 	assert.Equal(t, StageNone, after.Stage)
 	c.propose("writes go on")
 	c.start(3)
-	c.status(0, func(s Status) bool { f, _ := s.follower(c.peer(3)); return f.Silent < timeout/2 }, "it is not heard again")
+	c.status(0, func(s Status) bool { f, _ := s.follower(c.peer(3)); return f.Silent < patient/2 }, "it is not heard again")
 	assert.NoError(t, c.change(0, c.voters(2, 3)).wait())
 	c.settled(c.voters(2, 3), 2, 3)
 }
@@ -313,7 +321,7 @@ func TestADeadNewMajorityIsRefused(t *testing.T) {
 // the change is finished without a client when they are back.
 func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 4, 4, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.net.set(noConf(isJoint, 2, 3))
 	p := c.change(0, c.voters(2, 3))
@@ -327,6 +335,7 @@ func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {
 	c.net.set()
 	c.start(2)
 	c.start(3)
+	c.hurry(0) // it has the joint configuration
 	c.settled(c.voters(2, 3), 2, 3)
 	c.propose("after")
 	c.sameData(2, 3)
@@ -334,7 +343,7 @@ func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {
 
 // H-08: stages advance when entries are committed. A slow state machine delays only what it is told.
 func TestASlowStateMachineHoldsUpNoChange(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	held := newHoldup(t)
 	c.onApply = func(host int, data string) {
 		if host == 0 && data == "slow" {
@@ -374,7 +383,7 @@ func TestClosingInEachStageAnswersOnce(t *testing.T) {
 		{StageStable, noConf(adds3, 1, 2), []int{0, 1, 2, 3}, false},
 	} {
 		t.Run(test.stage.String(), func(t *testing.T) {
-			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Hour})
 			c.startLed()
 			c.net.set(test.network)
 			p := c.change(0, c.voters(test.to...))
@@ -404,7 +413,7 @@ func TestALeaderWhoseDiskFailsEndsTheChange(t *testing.T) {
 		{StageJoint, noConf(isJoint, 1, 2, 3, 4), ErrUnknownOutcome},
 	} {
 		t.Run(test.stage.String(), func(t *testing.T) {
-			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Hour})
 			c.startLed()
 			c.net.set(test.network)
 			p := c.change(0, c.voters(0, 3, 4))
@@ -422,6 +431,7 @@ func TestALeaderWhoseDiskFailsEndsTheChange(t *testing.T) {
 			c.status(0, func(s Status) bool { return s.Role == RoleFailed }, "it has not failed")
 			c.net.set()
 			c.missed(0)
+			c.hurry(1)
 			c.eventually(func() bool { return c.nodes[1].IsLeader() || c.nodes[2].IsLeader() }, "the others have no leader")
 			c.settled(c.conf, 1, 2)
 			c.changeTo(c.voters(1, 2, 3))

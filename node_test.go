@@ -21,7 +21,7 @@ import (
 )
 
 func TestEntriesReachEveryStateMachineInOrder(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startAll()
 	lead := c.nodes[c.leader()]
 	var wg sync.WaitGroup
@@ -44,7 +44,7 @@ func TestEntriesReachEveryStateMachineInOrder(t *testing.T) {
 }
 
 func TestRestartKeepsEverything(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startAll()
 	for round := range 3 {
 		for i := range 50 {
@@ -82,7 +82,7 @@ func TestLeaderLossIsSurvivedAndTheOldLogIsRepaired(t *testing.T) {
 }
 
 func TestProposalsElsewhereNameTheLeader(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startAll()
 	lead := c.leader()
 	for i, n := range c.nodes {
@@ -172,7 +172,7 @@ func TestRollbackIsNotTakenForSuccess(t *testing.T) {
 
 // After a failed sync nothing that store says counts any more; the process and the other nodes go on.
 func TestFailedSyncFailsTheNodeAndSparesTheGroup(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startAll()
 	c.propose("before")
 	bad := c.leader()
@@ -191,6 +191,8 @@ func TestFailedSyncFailsTheNodeAndSparesTheGroup(t *testing.T) {
 	assert.ErrorIs(t, c.fsms[bad].errors()[0], ErrIO)
 	c.disks[bad].SetInjector(nil)
 	durable := c.nodes[bad].Status().DurableIndex
+	c.missed(bad)
+	c.hurry((bad + 1) % 3)
 	c.propose("after")
 	assert.Equal(t, durable, c.nodes[bad].Status().DurableIndex, "it acknowledges nothing any more")
 	require.NoError(t, c.hosts[bad].StopNode(context.Background(), "g"))
@@ -207,7 +209,7 @@ func (oneAtATime) OnApply(it *Iterator) { it.Next() }
 func TestPanicInDoneOfTheLastEntry(t *testing.T) {
 	c := newTestCluster(t, 1, NodeOptions{})
 	c.start(0)
-	n, err := c.hosts[0].StartNode("other", NodeOptions{StateMachine: oneAtATime{}, InitialConf: c.conf, ElectionTimeout: 500 * ms})
+	n, err := c.hosts[0].StartNode("other", NodeOptions{StateMachine: oneAtATime{}, InitialConf: c.conf, ElectionTimeout: patient})
 	require.NoError(t, err)
 	c.eventually(n.IsLeader, "no leader")
 	n.Apply(Task{Data: []byte("entry"), Done: func(any, error) { panic("in a callback") }})
@@ -247,30 +249,32 @@ func TestFullDiskRefusesAndResumes(t *testing.T) {
 	// What was prepared takes a while to fill. Proposals that were taken just before the
 	// disk proved full wait for space; from then on they are refused.
 	var refused error
-	outcomes := make(chan error, 1000)
-	taken := 1 // "before"
-	propose := func(size int) error {
-		n.Apply(Task{Data: make([]byte, size), Done: func(_ any, err error) { outcomes <- err }})
+	var taken, open atomic.Int64
+	for i := 0; i < 300 && refused == nil; i++ {
+		outcome := make(chan error, 1)
+		open.Add(1)
+		n.Apply(Task{Data: make([]byte, 10<<10), Done: func(_ any, err error) {
+			if err == nil {
+				taken.Add(1)
+			} else {
+				assert.ErrorIs(t, err, ErrNoSpace)
+			}
+			outcome <- err
+			open.Add(-1)
+		}})
 		select {
-		case err := <-outcomes:
-			return err
-		case <-time.After(100 * time.Millisecond):
-			return nil // it waits
+		case refused = <-outcome:
+		case <-time.After(100 * time.Millisecond): // it waits
 		}
-	}
-	for range 300 {
-		if refused = propose(10 << 10); refused != nil {
-			break
-		}
-		taken++
 	}
 	require.ErrorIs(t, refused, ErrNoSpace)
 	assert.ErrorIs(t, n.Status().Err, syscall.ENOSPC)
 	assert.Equal(t, RoleLeader, n.Status().Role, "a full disk is no failure")
 	c.disks[0].SetCapacity(-1)
 	c.eventually(func() bool { return n.Status().Err == nil }, "space returned unnoticed")
+	c.eventually(func() bool { return open.Load() == 0 }, "what waited has no outcome")
 	c.propose("after")
-	assert.Len(t, c.fsms[0].applied(), taken+1, "nothing that was taken is lost")
+	assert.Len(t, c.fsms[0].applied(), 2+int(taken.Load()), "nothing that was taken is lost")
 }
 
 // Close at any moment: no goroutine is left, which TestMain checks, and everybody gets an answer.

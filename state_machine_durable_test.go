@@ -250,6 +250,7 @@ func TestASnapshotIsMadeToShip(t *testing.T) {
 	}
 	g.stop(0) // which has a snapshot that is behind what it holds
 	g.start(0)
+	g.hurry(0)
 	g.ready()
 	assert.Equal(t, want, g.sameData(0, 1))
 	assert.Empty(t, g.fsms[0].loaded())
@@ -262,7 +263,7 @@ func TestASnapshotIsMadeToShip(t *testing.T) {
 
 // An idle group whose logs are cut brings back a member that lost everything.
 func TestAnIdleDurableGroupBringsBackAWipedMember(t *testing.T) {
-	g := newDurableGroup(t, 3, 3, NodeOptions{})
+	g := newDurableGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	g.startLed()
 	g.proposeMany("a", 10)
 	want := g.sameData(0, 1, 2)
@@ -326,7 +327,7 @@ func TestADurableStateMachineThatIsBehindIsRefused(t *testing.T) {
 // longer than that: what it holds there is not what was committed. Else the snapshot would be in the way of each further
 // install, and the replica out of date until the leader saved another one.
 func TestAnInterruptedInstallIsLoadedIntoADurableStateMachine(t *testing.T) {
-	g := newDurableGroup(t, 3, 3, NodeOptions{})
+	g := newDurableGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	g.startLed()
 	g.proposeMany("a", 5)
 	g.sameData(0, 1, 2)
@@ -339,6 +340,7 @@ func TestAnInterruptedInstallIsLoadedIntoADurableStateMachine(t *testing.T) {
 	g.stopNode(0)
 	g.start(1)
 	g.start(2)
+	g.hurry(1)
 	g.eventually(func() bool { return g.leader() > 0 }, "the others have no leader")
 	lead := g.leader()
 	g.proposeMany("b", 10)
@@ -450,7 +452,7 @@ func TestWhatDurableIndexMaySay(t *testing.T) {
 // A durable state machine is given only what its own disk holds: not before the sync has returned, though a majority has
 // it; and what has to come behind it waits as well.
 func TestADurableStateMachineIsGivenWhatTheDiskHolds(t *testing.T) {
-	g := newDurableGroup(t, 3, 3, NodeOptions{})
+	g := newDurableGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	g.startLed()
 	g.propose("a")
 	g.sameData(0, 1, 2)
@@ -484,7 +486,7 @@ func TestADurableStateMachineIsGivenWhatTheDiskHolds(t *testing.T) {
 
 // A node that ends, or whose disk fails, does not wait for what the disk will never hold.
 func TestADurableStateMachineDoesNotWaitForADeadDisk(t *testing.T) {
-	g := newDurableGroup(t, 3, 3, NodeOptions{})
+	g := newDurableGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	g.startLed()
 	g.propose("a")
 	g.sameData(0, 1, 2)
@@ -507,7 +509,7 @@ func TestADurableStateMachineDoesNotWaitForADeadDisk(t *testing.T) {
 // A node that is shut down hands out what its disk is about to hold: a change that has succeeded was reported to the state
 // machine before.
 func TestShutdownOfADurableStateMachineWaitsForTheDisk(t *testing.T) {
-	g := newDurableGroup(t, 4, 4, NodeOptions{})
+	g := newDurableGroup(t, 4, 4, NodeOptions{ElectionTimeout: patient})
 	g.startLed()
 	g.propose("a")
 	g.sameData(0, 1, 2, 3)
