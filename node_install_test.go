@@ -224,12 +224,15 @@ func TestACopyIsResumed(t *testing.T) {
 		}},
 		{"the sender is restarted", func(c *cluster) {
 			c.stop(0)
-			c.eventually(func() bool { return c.nodes[1].IsLeader() }, "no other leader")
+			c.eventually(func() bool {
+				c.timeOut(1)
+				return within(200*ms, ms, c.nodes[1].IsLeader)
+			}, "no other leader")
 			c.start(0)
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: time.Second})
+			c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient, HeartbeatFactor: 50})
 			c.startLed()
 			c.stop(2)
 			for i := range 2 {

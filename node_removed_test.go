@@ -123,7 +123,8 @@ func TestARemovedMemberIsSilent(t *testing.T) {
 		t.Run(fmt.Sprintf("absent=%v", absent), func(t *testing.T) {
 			t.Parallel()
 			c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: timeout})
-			c.startLed()
+			c.startGroup()
+			c.handTo(0)
 			var asked, elections atomic.Int64
 			count, raises := votesAsked(2, &asked), calls(2, &elections, methodRequestVote)
 			if absent {
@@ -247,7 +248,7 @@ func TestRemovedPeersAreLetGoOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	const timeout = 300 * ms
 	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: timeout})
-	c.startLed()
+	c.startGroup()
 	c.changeTo(c.voters(0, 1, 2, 3, 4))
 	c.stop(4)
 	c.changeTo(c.voters(0, 1, 2, 3))

@@ -78,7 +78,7 @@ func TestResetAfterTheMajorityIsLost(t *testing.T) {
 func TestAResetSurvivesRestarts(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms})
-	c.startLed()
+	c.startGroup()
 	c.propose("one")
 	c.sameData(0, 1, 2)
 	for i := range 3 {
