@@ -3,6 +3,7 @@ package graft
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -45,15 +46,17 @@ func (c *cluster) saveAndCut(i int) {
 	c.status(i, func(s Status) bool { return s.FirstIndex > s.Snapshot.Index }, "the log is not cut")
 }
 
-// campaign has a host campaign until it leads or follows somebody.
+// campaign has a host campaign until somebody leads.
 func (c *cluster) campaign(i int) {
 	c.t.Helper()
-	n := c.nodes[i]
+	led := func() bool {
+		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
+	}
 	c.eventually(func() bool {
-		if n.LeaderID().IsZero() {
+		if !led() {
 			c.timeOut(i)
 		}
-		return within(200*ms, ms, func() bool { return !n.LeaderID().IsZero() })
+		return within(200*ms, ms, led)
 	}, "nobody is elected")
 }
 

@@ -224,10 +224,7 @@ func TestACopyIsResumed(t *testing.T) {
 		}},
 		{"the sender is restarted", func(c *cluster) {
 			c.stop(0)
-			c.eventually(func() bool {
-				c.timeOut(1)
-				return within(200*ms, ms, c.nodes[1].IsLeader)
-			}, "no other leader")
+			c.campaign(1)
 			c.start(0)
 		}},
 	} {
