@@ -103,7 +103,7 @@ func TestANodeHasEndedWhenEverybodyWasCalledBack(t *testing.T) {
 
 // So it is however long a callback takes.
 func TestANodeWaitsForItsCallbacksToEnd(t *testing.T) {
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Hour})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Hour})
 	c.net.set(isolate(3))
 	c.startLed()
 	held := newHoldup(t)

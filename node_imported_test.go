@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -147,6 +146,7 @@ func (h *heirs) begin() {
 	for i := range h.hosts {
 		h.startWith(i, Configuration{}) // what an imported one is given does not count
 	}
+	h.hurry()
 	h.ready()
 }
 
@@ -169,7 +169,7 @@ func TestAGroupGoesOnBehindAnImportedSnapshot(t *testing.T) {
 	b := backUp(t)
 	for founders := 1; founders <= 3; founders++ {
 		t.Run(fmt.Sprint(founders), func(t *testing.T) {
-			h := newHeirs(t, b, founders, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+			h := newHeirs(t, b, founders, 3, NodeOptions{ElectionTimeout: patient})
 			h.begin()
 			s := h.nodes[h.ready()].Status()
 			assert.Equal(t, b.index+1, s.FirstIndex)

@@ -3,6 +3,7 @@ package graft
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -45,9 +46,23 @@ func (c *cluster) saveAndCut(i int) {
 	c.status(i, func(s Status) bool { return s.FirstIndex > s.Snapshot.Index }, "the log is not cut")
 }
 
+// campaign has a host campaign until somebody leads.
+func (c *cluster) campaign(i int) {
+	c.t.Helper()
+	led := func() bool {
+		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
+	}
+	c.eventually(func() bool {
+		if !led() {
+			c.timeOut(i)
+		}
+		return within(200*ms, ms, led)
+	}, "nobody is elected")
+}
+
 // laggard is a group of three led by host 0, whose host 2 loads a snapshot until release is called.
 func laggard(t *testing.T) (c *cluster, release func()) {
-	c = snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c = snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.stop(2)
 	c.proposeMany("a", 10)
@@ -63,14 +78,14 @@ func laggard(t *testing.T) (c *cluster, release func()) {
 }
 
 // copying is a group of three led by host 0, whose host 2 copies a snapshot and gets no more of it than the manifest.
-func copying(t *testing.T) *cluster {
-	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+func copying(t *testing.T, timeout time.Duration) *cluster {
+	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: timeout})
 	c.startLed()
 	c.stop(2)
 	c.fsms[0].filler = 3 << 20
 	c.proposeMany("a", 10)
 	c.saveAndCut(0)
-	c.net.set(noFiles(1))
+	c.net.set(manifestOnly())
 	c.start(2)
 	c.status(2, func(s Status) bool { return s.Snapshot.State == SnapshotCopying && s.Snapshot.Total > 0 }, "it does not begin")
 	c.eventually(func() bool { return c.hosts[0].sends.inUse() == 1 }, "it has no place")
@@ -79,7 +94,7 @@ func copying(t *testing.T) *cluster {
 
 // A snapshot may be on its way for long, while the leader has nothing to write. That says nothing about its disk: it leads on.
 func TestALentSnapshotIsNoStuckDisk(t *testing.T) {
-	c := copying(t)
+	c := copying(t, patient)
 	assert.NotZero(t, c.hosts[0].files.lent())
 	n, leads := c.nodes[0], make(chan bool, 1)
 	for range 5 { // something may still have been answered
@@ -97,7 +112,7 @@ func TestALentSnapshotIsNoStuckDisk(t *testing.T) {
 // S5: a peer that falls silent in the middle of an install gives its place among the sends back, and so that nothing is kept
 // for it for ever when it has come back.
 func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
-	c := copying(t)
+	c := copying(t, 3*time.Second) // the install is given up after twice as long
 	r := c.replicatorTo(0, 2)
 	require.Equal(t, 1, c.nodes[0].snap.keptLogs())
 	c.net.set(isolate(2))
@@ -118,7 +133,7 @@ func TestAPeerThatFallsSilentDuringAnInstall(t *testing.T) {
 
 // A peer that has all of a snapshot, and only loads it, takes nobody's place, at either end. What is needed for it stays.
 func TestWhoLoadsASnapshotTakesNobodysPlace(t *testing.T) {
-	c := snapshotGroup(t, 5, 5, NodeOptions{ElectionTimeout: 3 * time.Second}) // the leader stays
+	c := snapshotGroup(t, 5, 5, NodeOptions{ElectionTimeout: patient}) // the leader stays
 	c.throttle = SnapshotThrottle{Sends: 1, Receives: 1}
 	c.startLed()
 	c.stop(3)
@@ -152,14 +167,14 @@ func TestWhoLoadsASnapshotTakesNobodysPlace(t *testing.T) {
 // A peer that does not say how far it is, braft's, gives its place back when it has read as much as there is; one that has begun
 // anew takes one again, if there is one.
 func TestThePlaceOfWhoReadsAgain(t *testing.T) {
-	c := copying(t)
+	c := copying(t, patient)
 	r, sends := c.replicatorTo(0, 2), &c.hosts[0].sends
 	var places []int
 	look := func() {
 		r.checkPlace()
 		places = append(places, sends.inUse())
 	}
-	r.on(t, func() {
+	turns := func() {
 		o := &r.offer
 		r.graft = false
 		o.before = o.lent.served.Load() // an earlier attempt's
@@ -180,7 +195,15 @@ func TestThePlaceOfWhoReadsAgain(t *testing.T) {
 		r.copied.store(wire.AppendResponse{InstallDone: 1, InstallTotal: 10})
 		look()
 		sends.leave()
-	})
+	}
+	c.eventually(func() (copies bool) { // between two attempts it has no place
+		r.on(t, func() {
+			if copies = r.p.State == progress.Snapshot && r.offer.lent != nil && r.offer.placed; copies {
+				turns()
+			}
+		})
+		return copies
+	}, "it does not copy")
 	assert.Equal(t, []int{1, 1, 0, 1, 0, 0, 1}, places)
 	c.net.set()
 	c.sameData(0, 1, 2)

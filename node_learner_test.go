@@ -18,7 +18,7 @@ func (c *cluster) addLearner(i, peer int) *pending {
 
 // jraft: SingleNodeWithLearner, ReadIndexFromLearner.
 func TestALearnerAppliesAndServesReads(t *testing.T) {
-	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.propose("before")
 	require.NoError(t, c.addLearner(0, 1).wait())
@@ -45,7 +45,7 @@ func TestALearnerAppliesAndServesReads(t *testing.T) {
 
 // jraft: TripleNodesWithStaticLearners.
 func TestAGroupMayStartWithLearners(t *testing.T) {
-	c := newGroup(t, 3, 3, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	c.conf = c.confOf(c.peer(0), c.peer(1), c.learner(2))
 	c.startAll()
 	assert.NotEqual(t, 2, c.ready())
@@ -83,25 +83,46 @@ func TestALearnerNeverLeads(t *testing.T) {
 // M15: two voters and two learners are a group of two.
 func TestALearnerCountsInNoQuorum(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 2, 4, NodeOptions{ElectionTimeout: 400 * ms})
+	c := newGroup(t, 2, 4, NodeOptions{ElectionTimeout: patient})
 	c.startGroup()
 	c.changeTo(c.confOf(c.peer(0), c.peer(1), c.learner(2), c.learner(3)))
 	c.propose("before")
 	lead := c.ready()
 	c.stop(1 - lead)
-	_, err := c.nodes[lead].Propose(t.Context(), []byte("it may yet be"))
+	n := c.nodes[lead]
+	last := n.Status().LastIndex + 1
+	proposal := c.begin(lead, "it may yet be", func(n *Node, done Closure) {
+		n.Apply(Task{Data: []byte("it may yet be"), Done: func(_ any, err error) { done(err) }})
+	})
+	for _, i := range []int{2, 3} {
+		c.status(i, func(s Status) bool { return s.DurableIndex >= last }, "learners do not get it")
+	}
+	c.eventually(func() bool {
+		n.post(func() { // the other voter has not answered for long; the learners have
+			if r := n.replicators[c.peer(1-lead)]; r != nil {
+				r.lastAnswer.Store(-int64(time.Hour))
+			}
+			n.quorumAt = n.now
+		})
+		return !n.IsLeader()
+	}, "learners keep a leader in office")
+	err := proposal.wait()
 	assert.ErrorIs(t, err, ErrUnknownOutcome, "learners do not commit it")
 	assert.ErrorIs(t, err, ErrQuorumLost, "nor do they keep a leader in office")
-	c.never(1000*ms, func() bool { return c.nodes[lead].IsLeader() }, "they do not elect one")
+	for range 3 {
+		c.timeOut(lead)
+		c.never(200*ms, n.IsLeader, "they do not elect one")
+	}
 	_, err = c.nodes[2].ReadIndex(t.Context())
 	assert.Error(t, err, "nor do they confirm a read")
 	c.start(1 - lead)
+	c.campaign(lead)
 	c.propose("after")
 	c.sameData(0, 1, 2, 3)
 }
 
 func TestRemoveLearnerRemovesLearnersOnly(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	lead := c.startGroup()
 	remove := func(peer int) error {
 		return c.begin(lead, "remove learner", func(n *Node, done Closure) { n.RemoveLearner(c.peer(peer), done) }).wait()
@@ -123,7 +144,7 @@ func TestRemoveLearnerRemovesLearnersOnly(t *testing.T) {
 
 // H-63: a change of the role is a change.
 func TestALearnerIsPromotedAndDemoted(t *testing.T) {
-	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 1, 2, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	for round := range 5 {
 		require.NoError(t, c.addLearner(0, 1).wait())
@@ -162,7 +183,7 @@ func TestADeadLearnerIsNotPromoted(t *testing.T) {
 
 // A leader that is made a learner hands over, and follows as a learner.
 func TestALeaderThatIsDemotedHandsOver(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.forget(0)
 	var asked atomic.Int32
@@ -183,7 +204,7 @@ func TestALeaderThatIsDemotedHandsOver(t *testing.T) {
 
 // Demotions and promotions of several at once are joint; learners come and go along with them.
 func TestRolesAndMembersChangeTogether(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	require.NoError(t, c.addLearner(0, 3).wait())
 	next := c.confOf(c.peer(0), c.learner(1), c.learner(2), c.peer(3), c.peer(4))
@@ -198,11 +219,13 @@ func TestRolesAndMembersChangeTogether(t *testing.T) {
 
 // A member that this leader has never heard may be a braft peer, which could not start again with a learner in its log.
 func TestNoFirstLearnerWhileAMemberIsUnknown(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.stop(2)
 	c.handTo(1)
+	n := c.nodes[1]
 	c.eventually(func() bool { // the new leader hears the other one soon
+		n.post(func() { n.ledAt = n.now.Add(-patient) }) // nor does it wait for long
 		err := c.addLearner(1, 3).wait()
 		require.ErrorIs(t, err, ErrUnreachable)
 		return strings.Contains(err.Error(), c.peer(2).String())
@@ -215,7 +238,7 @@ func TestNoFirstLearnerWhileAMemberIsUnknown(t *testing.T) {
 
 // Who leads since a moment ago waits for the first answers of all members instead of refusing the learner.
 func TestAFreshLeaderAsksWhetherMembersKnowLearners(t *testing.T) {
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: 3 * time.Second})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.net.set(func(m *message) fate {
 		if m.answer && m.to == 2 && m.method == methodAppendEntries {

@@ -70,7 +70,7 @@ func (s *serving) one(t *testing.T) {
 
 // needy is a group of one voter, host 0, with a learner, host 1, that copies a snapshot and gets no more of it than the manifest.
 func needy(t *testing.T) (*cluster, *serving) {
-	c := snapshotGroup(t, 1, 2, NodeOptions{CatchupTimeout: time.Minute})
+	c := snapshotGroup(t, 1, 2, NodeOptions{ElectionTimeout: time.Second, CatchupTimeout: time.Minute})
 	c.startLed()
 	require.NoError(t, c.addLearner(0, 1).wait())
 	c.stop(1)
@@ -78,7 +78,7 @@ func needy(t *testing.T) (*cluster, *serving) {
 	c.proposeMany("a", 10)
 	c.saveAndCut(0)
 	s := &serving{files: &c.hosts[0].files, former: make(map[int64]bool), c: c}
-	s.set(noFiles(1))
+	s.set(manifestOnly())
 	c.start(1)
 	c.status(1, func(s Status) bool { return s.Snapshot.State == SnapshotCopying }, "it does not begin")
 	return c, s
@@ -110,11 +110,11 @@ func TestAFollowerIsServedOnceAtATime(t *testing.T) {
 		do   func(c *cluster, s *serving)
 	}{
 		{"requests time out", func(_ *cluster, s *serving) {
-			s.set(noFiles(0), noCall(methodInstall))
+			s.set(noFiles(), noCall(methodInstall))
 			s.again(s.asked() + 1)
 		}},
 		{"requests are refused", func(_ *cluster, s *serving) {
-			s.set(noFiles(0), atOnce(noCall(methodInstall)))
+			s.set(noFiles(), atOnce(noCall(methodInstall)))
 			s.again(s.asked() + 1)
 		}},
 		{"the peer is removed and added again", func(c *cluster, s *serving) {

@@ -36,7 +36,7 @@ func TestALeaderThatIsRemovedHandsOver(t *testing.T) {
 		{"everybody replaced", []int{3, 4}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
+			c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 			c.startLed()
 			c.propose("before")
 			term := c.nodes[0].Status().Term
@@ -62,7 +62,7 @@ func TestALeaderThatIsRemovedHandsOver(t *testing.T) {
 
 // H-08, H-66: it waits for no callback, and what is committed is done whoever leads when the callback runs.
 func TestARemovedLeaderWithASlowStateMachineLeavesAtOnce(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	held := newHoldup(t)
 	c.onApply = func(host int, data string) {
 		if host == 0 && data == "slow" {
@@ -87,7 +87,7 @@ func TestARemovedLeaderWithASlowStateMachineLeavesAtOnce(t *testing.T) {
 
 // Everything that was proposed has an outcome, and whatever is not done was certainly not proposed.
 func TestProposalsDuringTheRemovalOfTheLeader(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	const n = 500
 	outcomes := make(chan error, 2*n)
@@ -123,18 +123,27 @@ func TestARemovedMemberIsSilent(t *testing.T) {
 		t.Run(fmt.Sprintf("absent=%v", absent), func(t *testing.T) {
 			t.Parallel()
 			c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: timeout})
-			c.startLed()
+			c.startGroup()
+			c.handTo(0)
 			var asked, elections atomic.Int64
 			count, raises := votesAsked(2, &asked), calls(2, &elections, methodRequestVote)
 			if absent {
-				c.net.set(isolate(2), count, raises)
+				var waited atomic.Bool // a leader whose configuration is without it sends to it: only for a while, so it is noted here
+				leaving := func(m *message) fate {
+					if m.to == 2 && m.from >= 0 && m.from < 2 && !m.answer && m.method == methodAppendEntries {
+						if f, ok := c.nodes[m.from].Status().follower(c.peer(2)); ok && f.Leaving {
+							waited.Store(true)
+						}
+					}
+					return fate{}
+				}
+				c.net.set(leaving, isolate(2), count, raises)
 				lead := -1
 				c.eventually(func() bool {
 					lead = c.ready()
 					return c.remove(lead, 2).wait() == nil
 				}, "it is not removed")
-				leaving := func(s Status) bool { f, ok := s.follower(c.peer(2)); return ok && f.Leaving }
-				c.status(lead, func(s Status) bool { return leaving(s) || s.Role != RoleLeader }, "it is not waited for")
+				c.status(lead, func(s Status) bool { return waited.Load() || s.Role != RoleLeader }, "it is not waited for")
 				c.status(lead, func(s Status) bool { _, ok := s.follower(c.peer(2)); return !ok }, "it is waited for without end")
 				c.net.set(count, raises)
 			} else {
@@ -166,7 +175,7 @@ func TestARemovedMemberKnowsWithoutItsLog(t *testing.T) {
 }
 
 func removedMemberKnows(t *testing.T, margin int) {
-	c := snapshotGroup(t, 3, 4, NodeOptions{ElectionTimeout: 3 * time.Second, CatchupTimeout: time.Minute, SnapshotMargin: margin})
+	c := snapshotGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Minute, SnapshotMargin: margin})
 	c.startLed()
 	c.proposeMany("a", 3)
 	c.changeTo(c.voters(0, 1))
@@ -196,7 +205,7 @@ func removedMemberKnows(t *testing.T, margin int) {
 	}
 	lead := c.ready()
 	c.saveAndCut(lead)
-	c.net.set(noEntries(3))
+	c.net.set(atOnce(noEntries(3)))
 	add := c.add(lead, 3)
 	c.status(3, func(s Status) bool { return s.Snapshot.Index > 0 && s.Snapshot.State == SnapshotIdle }, "it gets no snapshot")
 	c.never(50*time.Millisecond, func() bool { return c.nodes[3].Status().Removed }, "it is yet to be added")
@@ -215,8 +224,7 @@ func TestARemovedMemberThatGetsASnapshotKnows(t *testing.T) {
 		n.lm.mu.Unlock()
 	})
 	b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries"))
-	rep := receive(t, b.install(3, 100))
-	require.Zero(t, rep.Code, rep.Text)
+	installed(t, b.install(3, 100))
 	b.status(0, func(s Status) bool { return s.Removed }, "it does not know")
 	b.cluster.stop(0)
 	b.cluster.startWith(0, Configuration{})
@@ -225,7 +233,7 @@ func TestARemovedMemberThatGetsASnapshotKnows(t *testing.T) {
 
 // A removed member that still gets the leader's messages says so as soon as it knows.
 func TestARemovedFollowerSaysSoAtOnce(t *testing.T) {
-	const timeout = 5 * time.Second
+	const timeout = 30 * time.Second
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: timeout})
 	c.startLed()
 	require.NoError(t, c.remove(0, 2).wait())
@@ -240,7 +248,7 @@ func TestRemovedPeersAreLetGoOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	const timeout = 300 * ms
 	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: timeout})
-	c.startLed()
+	c.startGroup()
 	c.changeTo(c.voters(0, 1, 2, 3, 4))
 	c.stop(4)
 	c.changeTo(c.voters(0, 1, 2, 3))
@@ -252,7 +260,7 @@ func TestRemovedPeersAreLetGoOneAfterTheOther(t *testing.T) {
 
 // A removed member that was sent the next change as well, but (most of the time) not its end, knows that it is removed.
 func TestARemovedMemberThatSawALaterChangeKnows(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	require.NoError(t, c.change(0, c.confOf(c.peer(0), c.peer(1), c.peer(2), c.learner(3), c.learner(4))).wait())
 	c.status(3, func(s Status) bool { return s.CommitIndex >= s.ConfIndex && s.Conf.Len() == 5 }, "it is not up to date")
@@ -267,7 +275,7 @@ func TestARemovedMemberThatSawALaterChangeKnows(t *testing.T) {
 
 // braft: RemoveFollower.
 func TestAFollowerIsRemovedWipedAndAddedBack(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.propose("one")
 	c.wipe(2)
@@ -282,7 +290,7 @@ func TestAFollowerIsRemovedWipedAndAddedBack(t *testing.T) {
 
 // braft: RemoveLeader.
 func TestTheLeaderIsRemovedWipedAndAddedBack(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.propose("one")
 	require.NoError(t, c.remove(0, 0).wait())
@@ -297,7 +305,7 @@ func TestTheLeaderIsRemovedWipedAndAddedBack(t *testing.T) {
 
 // braft: change_peers. A group hops from host to host; each hop replaces everybody and removes the leader.
 func TestAGroupHopsOverTenHosts(t *testing.T) {
-	c := newGroup(t, 1, 10, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 1, 10, NodeOptions{ElectionTimeout: patient})
 	c.startGroup()
 	var want []string
 	for i := range 10 {
@@ -338,7 +346,7 @@ func TestSeveralPeersAreAddedOnlyIfAllRun(t *testing.T) {
 
 // M13, Q5: changes while a member is down: it is replaced, and another one is added.
 func TestADeadMemberIsReplaced(t *testing.T) {
-	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.stop(2)
 	c.propose("without it")

@@ -78,7 +78,7 @@ func TestResetAfterTheMajorityIsLost(t *testing.T) {
 func TestAResetSurvivesRestarts(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: 300 * ms})
-	c.startLed()
+	c.startGroup()
 	c.propose("one")
 	c.sameData(0, 1, 2)
 	for i := range 3 {
@@ -117,7 +117,7 @@ func TestAResetSurvivesRestarts(t *testing.T) {
 // H-12: a joint configuration whose old majority is lost is reset to its own new half, which is no no-op.
 func TestResetEndsAJointConfiguration(t *testing.T) {
 	t.Parallel()
-	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: time.Second})
+	c := newGroup(t, 3, 4, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.propose("one")
 	next := c.voters(0, 3)
@@ -134,6 +134,7 @@ func TestResetEndsAJointConfiguration(t *testing.T) {
 	require.NoError(t, c.nodes[0].ResetPeers(next))
 	s = c.nodes[0].Status()
 	assert.Empty(t, s.OldConf.Peers())
+	c.hurry()
 	c.settled(next, 0, 3)
 	c.confirmed(0, next)
 	c.propose("two")
@@ -141,13 +142,14 @@ func TestResetEndsAJointConfiguration(t *testing.T) {
 		c.stop(i)
 		c.start(i)
 	}
+	c.hurry()
 	c.settled(next, 0, 3)
 	assert.Equal(t, []string{"one", "two"}, c.sameData(0, 3))
 }
 
 // A leader that is reset stops to lead first, and says why.
 func TestResetOfALeader(t *testing.T) {
-	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: time.Second})
+	c := newTestCluster(t, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.forget(0)
 	c.net.set(isolate(0)) // the others are thought to be lost

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -13,7 +12,7 @@ import (
 // M3: a joint configuration that only a snapshot tells of any more is whole after a restart: both halves elect, and the change is
 // finished.
 func TestAJointConfigurationOutlivesTheLogInASnapshot(t *testing.T) {
-	c := snapshotGroup(t, 3, 5, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := snapshotGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	next := c.voters(0, 3, 4)
 	isNext := func(e confEntry) bool { return !e.joint() && e.conf.Equal(next) }

@@ -77,7 +77,7 @@ func (c *cluster) restartErr(i int) error {
 // A snapshot takes the place of the entries it includes, and a restart begins with it: nothing of it is applied again,
 // nothing is missing. That it can be done again without a new entry is S23.
 func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
-	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: 2 * time.Second})
+	c := snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.proposeMany("a", 20)
 	c.saveAndCut(0)
@@ -102,6 +102,7 @@ func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
 		}
 		c.start(1)
 		c.start(2)
+		c.hurry()
 		c.ready()
 		for i := range 3 {
 			c.read(i) // all that is committed is applied

@@ -72,6 +72,7 @@ func TestAReadErrorThatPassesCondemnsNoSnapshot(t *testing.T) {
 	assert.Equal(t, 1, c.fsms[0].saves)
 	c.stop(0)
 	c.start(0)
+	c.campaign(0)
 	c.propose("b")
 	c.sameData(0, 1)
 	assert.Equal(t, []int64{index}, c.fsms[0].loaded())

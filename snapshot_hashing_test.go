@@ -6,12 +6,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/graft-raft/graft/internal/rpc"
 	"github.com/graft-raft/graft/internal/vfs"
-	"github.com/graft-raft/graft/raftpb"
 )
 
 // hashing has a follower copy a snapshot with a large file from a braft leader of term 3, and returns when that file is being hashed,
@@ -53,16 +50,10 @@ func TestTheNextLeaderEndsTheHashingOfACopy(t *testing.T) {
 	second := b.install(4, 200)
 	b.eventually(func() bool { return b.nodes[0].termNow.Load() == 4 }, "it does not hear of the next leader")
 	held.release()
-	resp := new(raftpb.InstallSnapshotResponse)
-	rep := receive(t, first)
-	require.Zero(t, rep.Code, rep.Text)
-	require.NoError(t, proto.Unmarshal(rep.Message, resp))
+	resp := answered(t, first)
 	assert.False(t, resp.GetSuccess())
 	assert.EqualValues(t, 4, resp.GetTerm())
-	rep = receive(t, second)
-	require.Zero(t, rep.Code, rep.Text)
-	require.NoError(t, proto.Unmarshal(rep.Message, resp))
-	assert.True(t, resp.GetSuccess())
+	installed(t, second)
 	assert.EqualValues(t, 200, b.nodes[0].Status().Snapshot.Index)
 	assert.EqualValues(t, 1, reads.Load(), "pieces of it that were read")
 }
