@@ -238,9 +238,14 @@ func (c *cluster) startAll() {
 // hurry has a host campaign now, in a patient group that has no leader yet.
 func (c *cluster) hurry(i int) {
 	c.t.Helper()
-	if c.members != 1 && c.opts.ElectionTimeout < patient {
-		return
+	if c.members == 1 || c.opts.ElectionTimeout >= patient {
+		c.campaign(i)
 	}
+}
+
+// campaign has a host campaign until somebody leads.
+func (c *cluster) campaign(i int) {
+	c.t.Helper()
 	led := func() bool {
 		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
 	}
@@ -249,7 +254,7 @@ func (c *cluster) hurry(i int) {
 			c.timeOut(i)
 		}
 		return within(200*ms, ms, led)
-	}, "no leader")
+	}, "nobody is elected")
 }
 
 // startGroup starts all hosts, joiners too, and returns a leader whose log all members hold.

@@ -146,7 +146,7 @@ func (h *heirs) begin() {
 	for i := range h.hosts {
 		h.startWith(i, Configuration{}) // what an imported one is given does not count
 	}
-	h.hurry()
+	h.hurry(0)
 	h.ready()
 }
 

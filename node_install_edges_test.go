@@ -3,7 +3,6 @@ package graft
 import (
 	"context"
 	"errors"
-	"slices"
 	"testing"
 	"time"
 
@@ -44,20 +43,6 @@ func (c *cluster) saveAndCut(i int) {
 	c.status(i, func(s Status) bool { return s.DurableIndex >= s.AppliedIndex }, "what is applied is not on its disk")
 	require.NoError(c.t, c.save(i))
 	c.status(i, func(s Status) bool { return s.FirstIndex > s.Snapshot.Index }, "the log is not cut")
-}
-
-// campaign has a host campaign until somebody leads.
-func (c *cluster) campaign(i int) {
-	c.t.Helper()
-	led := func() bool {
-		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
-	}
-	c.eventually(func() bool {
-		if !led() {
-			c.timeOut(i)
-		}
-		return within(200*ms, ms, led)
-	}, "nobody is elected")
 }
 
 // laggard is a group of three led by host 0, whose host 2 loads a snapshot until release is called.

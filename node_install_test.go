@@ -184,7 +184,7 @@ func TestASnapshotOfAJointConfiguration(t *testing.T) {
 	assert.Error(t, change.wait())
 	c.net.set(atOnce(noEntries(4)))
 	c.start(0)
-	c.hurry()
+	c.hurry(0)
 	const want = "0,3,4 of 0,1,2"
 	base := c.nodes[0].lm.confAt(joint)
 	assert.Equal(t, want, c.name(base.conf)+" of "+c.name(base.old))

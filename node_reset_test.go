@@ -134,7 +134,7 @@ func TestResetEndsAJointConfiguration(t *testing.T) {
 	require.NoError(t, c.nodes[0].ResetPeers(next))
 	s = c.nodes[0].Status()
 	assert.Empty(t, s.OldConf.Peers())
-	c.hurry()
+	c.hurry(0)
 	c.settled(next, 0, 3)
 	c.confirmed(0, next)
 	c.propose("two")
@@ -142,7 +142,7 @@ func TestResetEndsAJointConfiguration(t *testing.T) {
 		c.stop(i)
 		c.start(i)
 	}
-	c.hurry()
+	c.hurry(0)
 	c.settled(next, 0, 3)
 	assert.Equal(t, []string{"one", "two"}, c.sameData(0, 3))
 }

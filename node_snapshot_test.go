@@ -102,7 +102,7 @@ func TestASnapshotTakesThePlaceOfTheLog(t *testing.T) {
 		}
 		c.start(1)
 		c.start(2)
-		c.hurry()
+		c.hurry(0)
 		c.ready()
 		for i := range 3 {
 			c.read(i) // all that is committed is applied
