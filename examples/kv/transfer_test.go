@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -169,12 +168,8 @@ const fillBatch = 64
 func fillStore(t testing.TB, procs []*process, bytes int64) {
 	t.Helper()
 	noise := rand.NewChaCha8([32]byte{1})
-	var at *client
-	defer func() {
-		if at != nil {
-			at.close()
-		}
-	}()
+	var w batchWriter
+	defer w.close()
 	for n := 0; int64(n)*transferValue < bytes; n += fillBatch {
 		var commands [][]string
 		for i := range fillBatch {
@@ -182,25 +177,7 @@ func fillStore(t testing.TB, procs []*process, bytes int64) {
 			_, _ = noise.Read(value) // it never fails
 			commands = append(commands, []string{"SET", "fill-" + strconv.Itoa(n+i), string(value)})
 		}
-		waitFor(t, "values are written", func() bool {
-			if at == nil {
-				leader := leaderOf(procs)
-				if leader == nil {
-					return false
-				}
-				at, _ = dialClient(leader.redis, time.Second)
-			}
-			if at == nil {
-				return false
-			}
-			answers, err := at.doMany(10*time.Second, commands...)
-			if err == nil && !slices.ContainsFunc(answers, func(a any) bool { return a != "OK" }) {
-				return true
-			}
-			at.close()
-			at = nil
-			return false
-		})
+		w.write(t, procs, commands)
 	}
 }
 
