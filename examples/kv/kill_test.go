@@ -46,7 +46,8 @@ func TestKilledReplicasLoseNothing(t *testing.T) {
 		<-time.After(time.Duration(rand.IntN(300)) * time.Millisecond) // the load goes on for a while
 		victim := procs[rand.IntN(len(procs))]
 		leader := leaderOf(procs)
-		if leader != nil && i%4 < 3 {
+		if i%4 < 3 {
+			waitFor(t, "a leader to kill", func() bool { leader = leaderOf(procs); return leader != nil })
 			victim = leader
 		}
 		victim.kill()
