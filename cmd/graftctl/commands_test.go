@@ -97,14 +97,14 @@ func TestStatusWithoutLeader(t *testing.T) {
 
 	var e *execution
 	eventually(t, func() bool {
-		e = ctl(t, rest, "leader", "--timeout", "1s")
+		e = ctl(t, rest, "leader", "--timeout", "5s")
 		return e.wait() != 0
 	}, "the last one has heard of a leader, and does not forget it")
 	said := e.fails()
 	assert.Contains(t, said, "group g has no leader that can be reached")
 	assert.Contains(t, said, rest+": Unknown leader")
 	assert.Contains(t, said, "A majority of its voters must run")
-	f := ctl(t, rest, "add", rest, "--json", "--timeout", "1s").failsJSON()
+	f := ctl(t, rest, "add", rest, "--json", "--timeout", "5s").failsJSON()
 	assert.Equal(t, int32(codeAgain), f.Code)
 	assert.Equal(t, outcomeNone, f.Outcome)
 }
@@ -275,7 +275,7 @@ func TestAChangeThatWaits(t *testing.T) {
 	over()
 
 	// Out of time, of the two kinds.
-	f = c.ctl("add", absent, "--timeout", "1s", "--json").failsJSON()
+	f = c.ctl("add", absent, "--timeout", "5s", "--json").failsJSON()
 	assert.Equal(t, outcomeRunning, f.Outcome)
 	assert.Contains(t, f.Message, "not done within --timeout")
 	c.ctl("cancel").ok()
