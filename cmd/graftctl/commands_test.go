@@ -79,7 +79,9 @@ func TestStatus(t *testing.T) {
 }
 
 func TestStatusWithoutLeader(t *testing.T) {
-	c := startCluster(t, 3)
+	c := newCluster(t)
+	c.node.ElectionTimeout = time.Second // after which a leader that is alone steps down
+	c.startVoters(3)
 	for range 2 {
 		c.stop(c.leaderOrAny())
 	}
@@ -288,7 +290,9 @@ func TestAChangeThatWaits(t *testing.T) {
 }
 
 func TestAPeerThatIsNotThere(t *testing.T) {
-	c := startCluster(t, 1)
+	c := newCluster(t)
+	c.node.ElectionTimeout = time.Second // so long it is waited for
+	c.startVoters(1)
 	absent := addresses(t, 1)[0]
 	said := c.ctl("add", absent).fails()
 	assert.Contains(t, said, "Peer "+ids(absent)+" failed to catch up")
@@ -300,7 +304,9 @@ func TestAPeerThatIsNotThere(t *testing.T) {
 }
 
 func TestReset(t *testing.T) {
-	c := startCluster(t, 3)
+	c := newCluster(t)
+	c.node.ElectionTimeout = 3 * time.Second // after which a leader that is alone steps down
+	c.startVoters(3)
 	keep := c.follower()
 	peers := strings.Join(c.first, ",")
 	said := ctl(t, peers, "reset", keep, "--peer", keep).fails()
