@@ -79,7 +79,9 @@ func TestStatus(t *testing.T) {
 }
 
 func TestStatusWithoutLeader(t *testing.T) {
-	c := startCluster(t, 3)
+	c := newCluster(t)
+	c.node.ElectionTimeout = time.Second // after which a leader that is alone steps down
+	c.startVoters(3)
 	for range 2 {
 		c.stop(c.leaderOrAny())
 	}
@@ -97,14 +99,14 @@ func TestStatusWithoutLeader(t *testing.T) {
 
 	var e *execution
 	eventually(t, func() bool {
-		e = ctl(t, rest, "leader", "--timeout", "1s")
+		e = ctl(t, rest, "leader", "--timeout", "5s")
 		return e.wait() != 0
 	}, "the last one has heard of a leader, and does not forget it")
 	said := e.fails()
 	assert.Contains(t, said, "group g has no leader that can be reached")
 	assert.Contains(t, said, rest+": Unknown leader")
 	assert.Contains(t, said, "A majority of its voters must run")
-	f := ctl(t, rest, "add", rest, "--json", "--timeout", "1s").failsJSON()
+	f := ctl(t, rest, "add", rest, "--json", "--timeout", "5s").failsJSON()
 	assert.Equal(t, int32(codeAgain), f.Code)
 	assert.Equal(t, outcomeNone, f.Outcome)
 }
@@ -275,7 +277,7 @@ func TestAChangeThatWaits(t *testing.T) {
 	over()
 
 	// Out of time, of the two kinds.
-	f = c.ctl("add", absent, "--timeout", "1s", "--json").failsJSON()
+	f = c.ctl("add", absent, "--timeout", "5s", "--json").failsJSON()
 	assert.Equal(t, outcomeRunning, f.Outcome)
 	assert.Contains(t, f.Message, "not done within --timeout")
 	c.ctl("cancel").ok()
@@ -288,7 +290,9 @@ func TestAChangeThatWaits(t *testing.T) {
 }
 
 func TestAPeerThatIsNotThere(t *testing.T) {
-	c := startCluster(t, 1)
+	c := newCluster(t)
+	c.node.ElectionTimeout = time.Second // so long it is waited for
+	c.startVoters(1)
 	absent := addresses(t, 1)[0]
 	said := c.ctl("add", absent).fails()
 	assert.Contains(t, said, "Peer "+ids(absent)+" failed to catch up")
@@ -300,7 +304,9 @@ func TestAPeerThatIsNotThere(t *testing.T) {
 }
 
 func TestReset(t *testing.T) {
-	c := startCluster(t, 3)
+	c := newCluster(t)
+	c.node.ElectionTimeout = 3 * time.Second // after which a leader that is alone steps down
+	c.startVoters(3)
 	keep := c.follower()
 	peers := strings.Join(c.first, ",")
 	said := ctl(t, peers, "reset", keep, "--peer", keep).fails()

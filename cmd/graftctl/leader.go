@@ -29,6 +29,11 @@ type search struct {
 	refused *remoteError
 }
 
+// cutShortError is what noLeader says when time was over before all servers had been asked once: there may well be a leader.
+type cutShortError struct{ error }
+
+func (e cutShortError) Unwrap() error { return e.error }
+
 // findLeader asks the servers in turn who leads, again and again, until one is named that says so itself.
 func (c *client) findLeader(ctx context.Context) (graft.PeerID, error) {
 	outer := ctx
@@ -36,6 +41,7 @@ func (c *client) findLeader(ctx context.Context) (graft.PeerID, error) {
 	defer cancel()
 	began := time.Now()
 	var last search
+	whole := false // whether all were asked in time, once at least
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		leader, round := c.searchOnce(ctx)
 		if !leader.IsZero() {
@@ -44,6 +50,7 @@ func (c *client) findLeader(ctx context.Context) (graft.PeerID, error) {
 		if ctx.Err() == nil || last.said == nil { // else it was cut short, and the one before tells more
 			last = round
 		}
+		whole = whole || ctx.Err() == nil
 		if errors.Is(outer.Err(), context.Canceled) {
 			return graft.PeerID{}, outer.Err()
 		}
@@ -51,7 +58,11 @@ func (c *client) findLeader(ctx context.Context) (graft.PeerID, error) {
 			if errors.Is(outer.Err(), context.Canceled) {
 				return graft.PeerID{}, outer.Err()
 			}
-			return graft.PeerID{}, c.noLeader(last)
+			err := c.noLeader(last)
+			if !whole {
+				err = cutShortError{err}
+			}
+			return graft.PeerID{}, err
 		}
 	}
 }

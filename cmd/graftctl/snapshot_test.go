@@ -100,7 +100,7 @@ func (l *library) start(address string, conf graft.Configuration) {
 }
 
 func (l *library) propose(words ...string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, w := range words {
 		_, err := l.nodes[l.ready()].Propose(ctx, []byte(w))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -59,10 +60,13 @@ func (a *app) transfer(ctx context.Context, c *client, to graft.PeerID) (result,
 // newLeader waits until another than old leads, or old has taken leadership back.
 func (c *client) newLeader(ctx context.Context, old graft.PeerID) (graft.PeerID, error) {
 	const look = 50 * time.Millisecond
-	for still := 0; ; {
+	for still, seen := 0, false; ; seen = true {
 		leader, err := c.findLeader(ctx)
-		if err != nil || !leader.Same(old) {
-			return leader, err
+		switch {
+		case err != nil:
+			return leader, underWay(err, old, seen)
+		case !leader.Same(old):
+			return leader, nil
 		}
 		// What the old leader shows may be a moment old, so that it must show it again and again.
 		s, err := c.status(ctx, serverOf(old))
@@ -76,7 +80,25 @@ func (c *client) newLeader(ctx context.Context, old graft.PeerID) (graft.PeerID,
 				Hint: "Check that it can reach a majority of the voters, then try again."}
 		}
 		if err := pause(ctx, look); err != nil {
-			return old, &failure{Message: fmt.Sprintf("leadership is being handed over, but %v leads still", old), Hint: "Look again with graftctl leader."}
+			return old, leadsStill(old)
 		}
 	}
+}
+
+// underWay is why nobody knows who leads although leadership is being handed over. seen is set if old was found to lead a moment ago.
+func underWay(err error, old graft.PeerID, seen bool) error {
+	var f *failure
+	if !errors.As(err, &f) { // interrupted
+		return err
+	}
+	if seen && errors.As(err, new(cutShortError)) {
+		return leadsStill(old)
+	}
+	told := *f
+	told.Message = "leadership is being handed over, but " + f.Message
+	return &told
+}
+
+func leadsStill(old graft.PeerID) error {
+	return &failure{Message: fmt.Sprintf("leadership is being handed over, but %v leads still", old), Hint: "Look again with graftctl leader."}
 }

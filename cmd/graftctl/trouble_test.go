@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -198,8 +199,8 @@ func TestServersOfBraft(t *testing.T) {
 		f.set("braft.CliService/get_leader", refuses(codeAgain, "Unknown leader"))
 		says(&raftpb.TransferLeaderResponse{})(r)
 	})
-	said := ctl(t, f.address, "transfer", "--timeout", "1s").fails()
-	assert.Contains(t, said, "group g has no leader that can be reached")
+	said := ctl(t, f.address, "transfer", "--timeout", "5s").fails()
+	assert.Contains(t, said, "leadership is being handed over, but group g has no leader that can be reached")
 
 	f.set("braft.CliService/get_leader", says(&raftpb.GetLeaderResponse{LeaderId: &me}))
 	said = ctl(t, f.address, "learner", "add", other).fails()
@@ -237,17 +238,17 @@ func TestWhoeverIsAskedForTheLeaderMayBeWrong(t *testing.T) {
 
 	liar := startFake(t, handlers{"braft.CliService/get_leader": says(&raftpb.GetLeaderResponse{LeaderId: proto.String(f.address)})})
 	assert.Equal(t, real+"\n", ctl(t, liar.address+","+c.first[0], "leader").ok())
-	said := ctl(t, liar.address, "leader", "--timeout", "1s").fails()
+	said := ctl(t, liar.address, "leader", "--timeout", "5s").fails()
 	assert.Contains(t, said, liar.address+" names "+f.address+":0:0 as the leader, which names "+real)
 
 	gone := addresses(t, 1)[0]
 	liar.set("braft.CliService/get_leader", says(&raftpb.GetLeaderResponse{LeaderId: &gone}))
-	said = ctl(t, liar.address, "leader", "--timeout", "1s").fails()
+	said = ctl(t, liar.address, "leader", "--timeout", "5s").fails()
 	assert.Contains(t, said, liar.address+" names "+gone+":0:0 as the leader, but "+gone+": connection refused")
 	liar.set("braft.CliService/get_leader", says(&raftpb.GetLeaderResponse{LeaderId: proto.String("rubbish")}))
-	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "1s").fails(), `peer "rubbish"`)
+	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "5s").fails(), `peer "rubbish"`)
 	liar.set("braft.CliService/get_leader", func(r *rpc.Request) { r.Reply([]byte{0xff}) })
-	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "1s").fails(), liar.address+": ")
+	assert.Contains(t, ctl(t, liar.address, "leader", "--timeout", "5s").fails(), liar.address+": ")
 
 	forever := startFake(t, handlers{}) // a server that never led, and says so each time
 	me := forever.address + ":0:0"
@@ -285,7 +286,7 @@ func TestTheLeaderDiesMeanwhile(t *testing.T) {
 func TestAResetThatIsNotAnswered(t *testing.T) {
 	f, _ := braft(t)
 	f.set("braft.CliService/reset_peer", func(*rpc.Request) {})
-	got := begin(t, console{}, "--group", "g", "reset", f.address, "--peer", f.address, "--"+assent, "--timeout", "1s").fails()
+	got := begin(t, console{}, "--group", "g", "reset", f.address, "--peer", f.address, "--"+assent, "--timeout", "5s").fails()
 	assert.Contains(t, got, "it may have been reset")
 	assert.Contains(t, got, "See whether it was: graftctl --group g status")
 }
@@ -315,7 +316,7 @@ func TestATransferThatComesToNothing(t *testing.T) {
 	said := ctl(t, f.address, "transfer", "127.0.0.1:9").fails()
 	assert.Contains(t, said, me+" leads still: the other did not take over in time")
 	f.set("graft.AdminService/Status", says(&raftpb.GroupStatusResponse{PeerId: &me, Role: proto.String("leader"), Transferring: proto.String("x")}))
-	said = ctl(t, f.address, "transfer", "--timeout", "1s").fails()
+	said = ctl(t, f.address, "transfer", "--timeout", "5s").fails()
 	assert.Contains(t, said, "leadership is being handed over, but "+me+" leads still")
 
 	c := startCluster(t, 1)
@@ -326,6 +327,54 @@ func TestATransferThatComesToNothing(t *testing.T) {
 	})
 	said = ctl(t, f.address, "transfer", "127.0.0.1:9").fails()
 	assert.Contains(t, said, another+" leads now, and not 127.0.0.1:9:0:0")
+}
+
+// overdue is a context whose deadline passes when it is told to.
+type overdue struct {
+	context.Context
+	done chan struct{}
+}
+
+func (o overdue) Done() <-chan struct{} { return o.done }
+
+func (o overdue) Err() error {
+	select {
+	case <-o.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// TestATransferThatTakesLonger: time is over while somebody is asked who leads now. That he has not answered says nothing.
+func TestATransferThatTakesLonger(t *testing.T) {
+	for _, test := range []struct {
+		seen bool // the old leader was found to lead still, before that
+		want string
+	}{
+		{true, "leadership is being handed over, but ME leads still"},
+		{false, "leadership is being handed over, but no server of group g can be reached:\n  ADDRESS: no answer in time"},
+	} {
+		f, _ := braft(t)
+		me := f.address + ":0:0"
+		f.set("graft.AdminService/Status", says(&raftpb.GroupStatusResponse{PeerId: &me, Role: proto.String("leader"), Transferring: proto.String("x")}))
+		ctx := overdue{t.Context(), make(chan struct{})}
+		silent := func(*rpc.Request) { close(ctx.done) }
+		f.set("braft.CliService/get_leader", func(r *rpc.Request) {
+			if !test.seen {
+				silent(r)
+				return
+			}
+			f.set("braft.CliService/get_leader", silent)
+			says(&raftpb.GetLeaderResponse{LeaderId: &me})(r)
+		})
+		old := graft.MustParsePeerID(me)
+		c, err := newClient(&app{group: "g", servers: []server{serverOf(old)}})
+		require.NoError(t, err)
+		_, err = c.newLeader(ctx, old)
+		c.close()
+		assert.EqualError(t, err, strings.NewReplacer("ME", me, "ADDRESS", f.address).Replace(test.want))
+	}
 }
 
 // TestTLS runs a group that lets nobody in without a certificate.

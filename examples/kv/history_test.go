@@ -111,7 +111,7 @@ func (h *history) check(t *testing.T) {
 	defer h.mu.Unlock()
 	for _, part := range storeModel.Partition(h.ops) {
 		key := part[0].Input.(storeOp).key
-		switch result := porcupine.CheckOperationsTimeout(storeModel, part, time.Minute); result {
+		switch result := porcupine.CheckOperationsTimeout(storeModel, part, 5*time.Minute); result {
 		case porcupine.Ok:
 		case porcupine.Unknown:
 			t.Errorf("key %s: the checker did not finish with %d operations", key, len(part))

@@ -42,10 +42,12 @@ func TestKilledReplicasLoseNothing(t *testing.T) {
 	var after, afterLeader, afterAll []time.Duration
 	total := fromEnv(t, "GRAFT_KILLS", killsByDefault)
 	for i := range total {
+		l.more(100, 25)
 		<-time.After(time.Duration(rand.IntN(300)) * time.Millisecond) // the load goes on for a while
 		victim := procs[rand.IntN(len(procs))]
 		leader := leaderOf(procs)
-		if leader != nil && i%4 < 3 {
+		if i%4 < 3 {
+			waitFor(t, "a leader to kill", func() bool { leader = leaderOf(procs); return leader != nil })
 			victim = leader
 		}
 		victim.kill()
@@ -82,7 +84,7 @@ func TestKilledReplicasLoseNothing(t *testing.T) {
 // same time, and processes get the processor when they can.
 func newWriteLimit(variable string) time.Duration {
 	if os.Getenv(variable) == "" {
-		return 10 * killTimeout
+		return 60 * killTimeout
 	}
 	return 3 * killTimeout
 }
@@ -341,34 +343,83 @@ func (l *load) mayRefuse(text string) bool {
 		l.diskFull && strings.HasPrefix(text, "ERR nothing was done: ")
 }
 
+// batchWriter writes many keys at once to whoever leads, again and again until all writes of a batch are acknowledged at once: they are
+// of a kind that may be repeated. Its zero value is ready to use.
+type batchWriter struct{ at *client }
+
+func (w *batchWriter) write(t testing.TB, procs []*process, commands [][]string) {
+	t.Helper()
+	waitLong(t, "values are written", func() bool {
+		if w.at == nil {
+			leader := leaderOf(procs)
+			if leader == nil {
+				return false
+			}
+			c, err := dialClient(leader.redis, 5*time.Second)
+			if err != nil {
+				return false
+			}
+			w.at = c
+		}
+		answers, err := w.at.doMany(30*time.Second, commands...)
+		if err == nil && !slices.ContainsFunc(answers, func(a any) bool { return a != "OK" }) {
+			return true
+		}
+		w.close()
+		return false
+	})
+}
+
+func (w *batchWriter) close() {
+	if w.at != nil {
+		w.at.close()
+		w.at = nil
+	}
+}
+
 // preload writes keys that nobody else writes, to the leader.
 func (l *load) preload(n int) {
 	l.t.Helper()
-	leader, _ := atRest(l.t, l.procs, changeLimit)
-	c, err := dialClient(leader.redis, time.Second)
-	require.NoError(l.t, err)
-	defer c.close()
+	var w batchWriter
+	defer w.close()
 	for from := 0; from < n; from += 500 {
 		var commands [][]string
 		for i := from; i < min(from+500, n); i++ {
 			commands = append(commands, []string{"SET", fmt.Sprintf("preload-%d", i), fmt.Sprintf("%0100d", i)})
 		}
-		answers, err := c.doMany(30*time.Second, commands...)
-		require.NoError(l.t, err)
+		w.write(l.t, l.procs, commands)
 		l.mu.Lock()
-		for i, a := range answers {
-			require.Equal(l.t, "OK", a)
-			l.audit[commands[i][1]] = commands[i][2]
+		for _, cmd := range commands {
+			l.audit[cmd[1]] = cmd[2]
 		}
 		l.mu.Unlock()
 	}
+}
+
+// more waits until the clients have done so many operations and audited writes more, which takes long on a slow disk: without them
+// there is nothing to lose.
+func (l *load) more(operations, writes int) {
+	l.t.Helper()
+	done, written := l.counts()
+	waitLong(l.t, "the clients get on", func() bool {
+		d, w := l.counts()
+		return d > done+operations && w > written+writes
+	})
+}
+
+// counts returns how many operations succeeded, and how many writes are to be audited.
+func (l *load) counts() (operations, writes int) {
+	operations, _ = l.h.counts()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return operations, len(l.audit)
 }
 
 // newWrite returns how long it takes from now until a write that begins now or later is acknowledged.
 func (l *load) newWrite() time.Duration {
 	start := time.Now()
 	at := l.procs[0]
-	for time.Since(start) < 30*time.Second {
+	for time.Since(start) < 2*time.Minute {
 		l.probe++
 		op := storeOp{kind: "set", key: "probe-" + strconv.Itoa(l.probe), value: "x"}
 		call := l.h.now()

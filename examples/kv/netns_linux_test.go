@@ -319,9 +319,14 @@ func TestEther(t *testing.T) {
 		return err
 	}))
 	defer l.Close()
-	conn, err := e.spaces[0].dial(t.Context(), "tcp", l.Addr().String())
-	require.NoError(t, err)
-	conn.Close()
+	reaches := func() bool {
+		conn, err := e.spaces[0].dial(t.Context(), "tcp", l.Addr().String())
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+	waitFor(t, "one reaches the other", reaches)
 	here, err := os.Readlink("/proc/thread-self/ns/net")
 	require.NoError(t, err)
 	all, err := os.Readlink("/proc/self/ns/net")
@@ -334,7 +339,5 @@ func TestEther(t *testing.T) {
 		e.clear()
 	}
 	e.wires[0][1].Store(&wire{double: .5, delay: 20 * time.Millisecond})
-	conn, err = e.spaces[0].dial(t.Context(), "tcp", l.Addr().String())
-	require.NoError(t, err)
-	conn.Close()
+	waitFor(t, "one reaches the other", reaches)
 }

@@ -222,7 +222,7 @@ func TestMistakesAreReportedInOneLine(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, binary, test.args...)
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -244,6 +244,9 @@ func TestSignalsEndAReplicaCleanly(t *testing.T) {
 			p.start()
 		}
 		waitFor(t, "a leader", func() bool { return leaderOf(procs) != nil })
+		for _, p := range procs { // one that has just begun may not know yet what to do at a signal
+			waitFor(t, p.raft+" answers", func() bool { return p.info() != nil })
+		}
 		for _, p := range procs {
 			require.NoError(t, p.cmd.Process.Signal(signal))
 			assert.NoError(t, p.cmd.Wait(), "%v", signal)

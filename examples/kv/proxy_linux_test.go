@@ -393,7 +393,7 @@ func newProxied(t *testing.T) *proxied {
 	for range 10 { // who dialled may not be told, and is hung up on then
 		p.client = p.dial()
 		t.Cleanup(func() { p.client.Close() })
-		require.NoError(t, l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Second)))
+		require.NoError(t, l.(*net.TCPListener).SetDeadline(time.Now().Add(10*time.Second)))
 		if p.server, err = l.Accept(); err == nil {
 			break
 		}

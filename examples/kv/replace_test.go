@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 const (
@@ -78,9 +77,7 @@ func (r *replacement) phase(f func()) interval {
 func (r *replacement) change(now, wanted []*process) {
 	r.t.Helper()
 	r.during = append(r.during, r.phase(func() {
-		require.NoError(r.t, change(r.procs, now, wanted))
-		_, members := atRest(r.t, r.procs, changeLimit)
-		require.True(r.t, sameMembers(members, wanted), "members %s, want %s", raftsOf(members), raftsOf(wanted))
+		mustChange(r.t, r.procs, now, wanted)
 	}))
 	<-time.After(replaceGap)
 }

@@ -129,7 +129,10 @@ func TestARestartBeginsWithTheSnapshot(t *testing.T) {
 
 // A replica that is added, and one that was away for too long, get the leader's snapshot; then what was written since.
 func TestAJoinerGetsASnapshot(t *testing.T) {
-	g := newSnapshotGroup(t, 3, 2)
+	g := newSnapshotGroup(t, 3, 3) // all of them, since the first election waits long for those who do not answer
+	g.waitLeader()
+	g.stop(2)
+	require.NoError(t, os.RemoveAll(g.cfgs[2].dir))
 	g.cfgs[2].peers = graft.Configuration{}
 	g.waitLeader()
 	require.Equal(t, "+OK", g.raft("remove "+g.cfgs[2].raft))

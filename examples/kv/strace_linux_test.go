@@ -103,6 +103,7 @@ func TestNemesisOfDisks(t *testing.T) {
 	requireStrace(t)
 	seed, d := nemesisSeed(t, 6)
 	n := &nemesis{t: t, seed: seed, procs: newProcesses(t, nemesisTimeout), diskFull: true}
+	n.lacks = func() bool { return n.hits == 0 }
 	for i := range diskFaults {
 		n.menu = append(n.menu, n.diskFault(i))
 	}

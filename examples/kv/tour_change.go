@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,13 +18,46 @@ const (
 	watchClosely = 5000
 )
 
+// tourTries is how often the tour asks for one thing, if the machine is busy with others.
+const tourTries = 5
+
+// undecided reports whether an error leaves open what the members are, or whether it makes sense to ask for a change again: leadership
+// was lost meanwhile, or a new member made no progress for a moment.
+func undecided(err error) bool {
+	var e answerError
+	return !errors.As(err, &e) || e.is("UNKNOWN") || strings.HasPrefix(string(e), "ERR nothing was changed: ")
+}
+
 // change makes wanted the members, tells how far that has come, and checks the outcome.
 func (t *tour) change(wanted []*tourReplica) error {
-	leader, members, err := t.g.rest(t.ctx)
-	if err != nil {
-		return err
+	for try := 1; ; try++ {
+		leader, members, err := t.g.rest(t.ctx)
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		failed := t.changeOnce(leader, members, wanted, start)
+		if failed != nil && (!undecided(failed) || try == tourTries) {
+			return failed
+		}
+		leader, now, err := t.g.rest(t.ctx)
+		if err != nil {
+			return errors.Join(failed, err)
+		}
+		switch {
+		case sameReplicas(now, wanted):
+			t.printf("     %+7s  done\n", short(time.Since(start)))
+			t.printf("   members are %s (* leads)\n", nameList(now, leader))
+			return nil
+		case failed == nil || !sameReplicas(now, members):
+			return errors.Join(failed, fmt.Errorf("the configuration is %s, not %s", nameList(now, leader), nameList(wanted, nil)))
+		}
+		t.printf("     %+7s  it was not made, once more: %v\n", short(time.Since(start)), failed)
 	}
-	start := time.Now()
+}
+
+// changeOnce asks for a change, and tells how far it has come until its outcome is there.
+func (t *tour) changeOnce(leader *tourReplica, members, wanted []*tourReplica, start time.Time) error {
 	outcome := t.beginChange(leader, members, wanted)
 	ctx, cancel := context.WithCancel(t.ctx)
 	watched := make(chan struct{})
@@ -31,22 +65,10 @@ func (t *tour) change(wanted []*tourReplica) error {
 		defer close(watched)
 		t.watch(ctx, leader, start)
 	}()
-	err = <-outcome
+	err := <-outcome
 	cancel()
 	<-watched
-	if err != nil {
-		return err
-	}
-	t.printf("     %+7s  done\n", short(time.Since(start)))
-	leader, now, err := t.g.rest(t.ctx)
-	if err != nil {
-		return err
-	}
-	if !sameReplicas(now, wanted) {
-		return fmt.Errorf("the configuration is %s, not %s", nameList(now, leader), nameList(wanted, nil))
-	}
-	t.printf("   members are %s (* leads)\n", nameList(now, leader))
-	return nil
+	return err
 }
 
 // beginChange has the members replaced by others. The channel gets the outcome.

@@ -122,11 +122,15 @@ func (t *tour) killMidChange() error {
 		wanted := append(added, leader)
 		outcome := t.beginChange(leader, members, wanted)
 		if !waitJoint(t.ctx, leader.redis) {
-			if err := <-outcome; err != nil {
+			if err := <-outcome; err != nil && !undecided(err) {
+				return err
+			}
+			_, now, err := t.g.rest(t.ctx)
+			if err != nil {
 				return err
 			}
 			t.printf("     it was over before it could be seen; once more\n")
-			if err := t.g.discard(without(members, wanted...)...); err != nil {
+			if err := t.g.discard(without(append(without(members, wanted...), wanted...), now...)...); err != nil {
 				return err
 			}
 			continue
@@ -158,7 +162,8 @@ func (t *tour) afterKill(killed *tourReplica, old, wanted []*tourReplica, outcom
 		return fmt.Errorf("the configuration is %s, neither the old one nor the new one; the change's outcome is %v", nameList(now, leader), outcome)
 	}
 	err = until(t.ctx, tourRest, killed.name+" is back", func() bool {
-		return killed.status(t.ctx)["raft_leader"] == leader.raft
+		leader, _ := t.g.leader(t.ctx)
+		return leader != nil && killed.status(t.ctx)["raft_leader"] == leader.raft
 	})
 	if err != nil {
 		return err
@@ -176,12 +181,18 @@ func (t *tour) transfer() error {
 	to := without(members, leader)[0]
 	t.printf("   RAFT TRANSFER from %s to %s\n", leader.name, to.name)
 	start := time.Now()
-	if err := t.g.admin(t.ctx, "RAFT", "TRANSFER", to.raft); err != nil {
-		return err
-	}
-	err = until(t.ctx, tourRest, to.name+" leads", func() bool { return to.status(t.ctx)["raft_role"] == "leader" })
-	if err != nil {
-		return err
+	leads := func() bool { return to.status(t.ctx)["raft_role"] == "leader" }
+	for try := 1; ; try++ { // the old leader takes leadership back if the other does not answer in time
+		err := t.g.admin(t.ctx, "RAFT", "TRANSFER", to.raft)
+		if err == nil {
+			err = until(t.ctx, tourRest/tourTries, to.name+" leads", leads)
+		}
+		if err == nil || leads() {
+			break
+		}
+		if t.ctx.Err() != nil || try == tourTries {
+			return err
+		}
 	}
 	t.printf("   %s leads, %s later\n", to.name, short(time.Since(start)))
 	return nil

@@ -18,7 +18,7 @@ import (
 // A short tour succeeds, says what it is to say, and leaves nothing behind.
 func TestTour(t *testing.T) {
 	var out, stderr bytes.Buffer
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, buildKV(t), "tour", "-members", "1", "-preload", "5000", "-pace", "100ms")
 	cmd.Stdout, cmd.Stderr = &out, &stderr

@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -24,7 +23,9 @@ const (
 	transferTime       = 3 * time.Second // that a copy takes, at least
 	transferLimit      = 5 * time.Minute // for one transfer, with its interruptions
 	transferValue      = 16 << 10
-	resentMost         = 0.05 // of the snapshot, for each interruption
+	resentMost         = 0.05        // of the snapshot, for each interruption
+	stallMost          = time.Second // for which all may stand still; after 2 s a copy gives up up to 16 pieces of 1 MiB, and asks for them again
+	replaysMost        = 10          // rounds that are played again because of that
 )
 
 // counter is a proxy in front of a replica that counts what the replica sends to those who have connected to it: what a
@@ -144,6 +145,8 @@ type transfers struct {
 	size     int64 // of a snapshot
 
 	rounds, interruptions, receiverKills int
+	replays                              int
+	longest                              time.Duration // between two looks at the replicas, in this round
 	resent                               int64
 	worst                                float64 // bytes sent again, for one interruption, as a part of the snapshot
 }
@@ -169,12 +172,8 @@ const fillBatch = 64
 func fillStore(t testing.TB, procs []*process, bytes int64) {
 	t.Helper()
 	noise := rand.NewChaCha8([32]byte{1})
-	var at *client
-	defer func() {
-		if at != nil {
-			at.close()
-		}
-	}()
+	var w batchWriter
+	defer w.close()
 	for n := 0; int64(n)*transferValue < bytes; n += fillBatch {
 		var commands [][]string
 		for i := range fillBatch {
@@ -182,25 +181,7 @@ func fillStore(t testing.TB, procs []*process, bytes int64) {
 			_, _ = noise.Read(value) // it never fails
 			commands = append(commands, []string{"SET", "fill-" + strconv.Itoa(n+i), string(value)})
 		}
-		waitFor(t, "values are written", func() bool {
-			if at == nil {
-				leader := leaderOf(procs)
-				if leader == nil {
-					return false
-				}
-				at, _ = dialClient(leader.redis, time.Second)
-			}
-			if at == nil {
-				return false
-			}
-			answers, err := at.doMany(10*time.Second, commands...)
-			if err == nil && !slices.ContainsFunc(answers, func(a any) bool { return a != "OK" }) {
-				return true
-			}
-			at.close()
-			at = nil
-			return false
-		})
+		w.write(t, procs, commands)
 	}
 }
 
@@ -254,29 +235,73 @@ func (tr *transfers) round(kills int) {
 		added <- nil
 	} else {
 		rest := exceptFor(members, []*process{victim})
-		require.NoError(t, change(tr.procs, members, rest))
+		mustChange(t, tr.procs, members, rest)
 		victim.wipe()
 		go func() { added <- tr.add(members, rest) }()
 	}
-	before := tr.sent()
+	before, receiverKills, stalled := tr.sent(), tr.receiverKills, watchStalls()
+	defer stalled()
+	tr.longest = 0
 	victim.start()
 	for i := range kills {
 		tr.interrupt(victim, i, kills)
 	}
 	require.NoError(t, <-added)
-	waitLong(t, victim.raft+" has a snapshot", func() bool {
+	tr.wait(victim.raft+" has a snapshot", func() bool {
 		info := victim.info()
 		return info["raft_snapshot_state"] == "idle" && info["raft_snapshot_index"] != "0"
 	})
 	again := max(tr.sent()-before-tr.size, 0)
 	each := float64(again) / float64(tr.size) / float64(kills)
-	tr.interruptions += kills
-	tr.resent += again
-	tr.worst = max(tr.worst, each)
 	t.Logf("%d: %d interruptions, %s sent again, %.2f %% for each", tr.rounds, kills, mib(again), 100*each)
-	assert.LessOrEqual(t, each, resentMost, "bytes sent again for each interruption, as a part of the snapshot")
+	if still := max(stalled(), tr.longest); still > stallMost && each > resentMost && tr.replays < replaysMost {
+		t.Logf("that is not judged: all stood still for %v", still)
+		tr.replays++
+		tr.receiverKills = receiverKills
+	} else {
+		tr.interruptions += kills
+		tr.resent += again
+		tr.worst = max(tr.worst, each)
+		assert.LessOrEqual(t, each, resentMost, "bytes sent again for each interruption, as a part of the snapshot")
+	}
 	waitCaughtUp(t, tr.procs)
 	sameEverywhere(t, tr.procs)
+}
+
+// wait is waitLong, and notes how long it was between two looks.
+func (tr *transfers) wait(what string, ok func() bool) {
+	tr.t.Helper()
+	last := time.Now()
+	waitLong(tr.t, what, func() bool {
+		done, now := ok(), time.Now()
+		tr.longest, last = max(tr.longest, now.Sub(last)), now
+		return done
+	})
+}
+
+// watchStalls watches from now on whether this process gets the processor. The function that it returns ends that, and says for how long
+// it did not at most.
+func watchStalls() (end func() time.Duration) {
+	done, longest := make(chan struct{}), make(chan time.Duration, 1)
+	go func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		var most time.Duration
+		for last := time.Now(); ; {
+			select {
+			case <-done:
+				longest <- max(most, time.Since(last))
+				return
+			case <-tick.C:
+			}
+			now := time.Now()
+			most, last = max(most, now.Sub(last)), now
+		}
+	}()
+	return sync.OnceValue(func() time.Duration {
+		close(done)
+		return <-longest
+	})
 }
 
 // add has the victim added again, however often a change fails because somebody was killed.
@@ -307,7 +332,7 @@ func (tr *transfers) interrupt(victim *process, i, n int) {
 	at := int64((float64(i) + 0.9*rand.Float64()) / float64(n) * float64(tr.size))
 	var done int64
 	sender := ""
-	waitLong(t, fmt.Sprintf("%d bytes are copied", at), func() bool {
+	tr.wait(fmt.Sprintf("%d bytes are copied", at), func() bool {
 		info := victim.info()
 		done, _ = strconv.ParseInt(info["raft_snapshot_done"], 10, 64)
 		sender = info["raft_snapshot_from"]
@@ -328,7 +353,7 @@ func (tr *transfers) interrupt(victim *process, i, n int) {
 	<-time.After(time.Duration(rand.IntN(300)) * time.Millisecond)
 	killed.start()
 	var resumed int64
-	waitLong(t, "the copy goes on", func() bool {
+	tr.wait("the copy goes on", func() bool {
 		info := victim.info()
 		resumed, _ = strconv.ParseInt(info["raft_snapshot_done"], 10, 64)
 		if info["raft_snapshot_state"] == "idle" && info["raft_snapshot_index"] != "0" {

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -26,6 +27,9 @@ func start(t testing.TB, o TCPOptions, s StartOptions) *TCP {
 	}
 	if s.Serve == nil {
 		s.Serve = echo
+	}
+	if o.ConnectTimeout == 0 && o.ListenFunc == nil { // no memNet: the machine may stall
+		o.ConnectTimeout = 30 * time.Second
 	}
 	tcp := NewTCP(o)
 	require.NoError(t, tcp.Start(s))

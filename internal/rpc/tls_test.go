@@ -137,7 +137,7 @@ func TestTLSNeedsRoots(t *testing.T) {
 // others are served meanwhile.
 func TestHandshakeHoldsNobodyUp(t *testing.T) {
 	a := newAuthority(t)
-	server := start(t, TCPOptions{TLS: a.config(t), HandshakeTimeout: 300 * time.Millisecond}, StartOptions{})
+	server := start(t, TCPOptions{TLS: a.config(t), HandshakeTimeout: 3 * time.Second}, StartOptions{})
 	var strangers []net.Conn
 	for range 20 {
 		c, err := net.Dial("tcp", server.Addr().String())
