@@ -71,6 +71,7 @@ type Node struct {
 	leaderWire   []byte // as it names itself in requests
 	watched      string // the address that is watched for its death
 	matched      int64  // up to here the log is the leader's, in this term
+	early        int64  // up to here it is known to be committed, but the term is not durable yet
 	lastContact  time.Time
 	leaderDead   bool // evidence that the leader's process is gone
 	hurries      int  // how often to try again soon after that

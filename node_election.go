@@ -392,7 +392,7 @@ func (n *Node) stepDown(term int64, reason error) {
 // follow takes note of the leader of this term.
 func (n *Node) follow(leader PeerID, wire []byte) {
 	n.leader, n.leaderWire = leader, append([]byte(nil), wire...)
-	n.matched, n.told, n.gone = 0, false, false
+	n.matched, n.early, n.told, n.gone = 0, 0, false, false
 	n.dirty = true
 	n.host.watch(&n.watched, leader.Address)
 	c := LeaderChange{Leader: leader, Term: n.term, Reason: &Error{Code: ErrNewLeader, Group: n.group, Peer: leader}}
@@ -408,7 +408,7 @@ func (n *Node) unfollow(reason error) {
 		// Reads that wait for entries which that leader had promised: they may never come here.
 		n.fsm.failWaiters(n.box.index(), &Error{Code: ErrNotLeader, Op: "read index", Group: n.group, Err: reason})
 	}
-	n.leader, n.leaderWire, n.leaderDead, n.matched = PeerID{}, nil, false, 0
+	n.leader, n.leaderWire, n.leaderDead, n.matched, n.early = PeerID{}, nil, false, 0, 0
 	n.dirty = true
 }
 

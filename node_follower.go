@@ -217,7 +217,7 @@ func (n *Node) resolve(b entry.Batch) (fresh entry.Batch, ok bool) {
 			continue
 		}
 		n.log.Info("cut conflicting entries", zap.Int64("from", e.Index), zap.Int64("last", last))
-		n.matched = min(n.matched, e.Index-1)
+		n.matched, n.early = min(n.matched, e.Index-1), min(n.early, e.Index-1)
 		for _, a := range n.lm.truncateSuffix(e.Index - 1) {
 			n.answer(a.req, wire.AppendResponse{Term: n.term})
 		}
@@ -239,11 +239,7 @@ func (n *Node) adoptConf() {
 // about the log that the message names (Raft thesis §3.6: min(leaderCommit, index of last new entry)).
 func (n *Node) learnCommit(upto, commit int64) {
 	n.matched = max(n.matched, upto)
-	before := n.box.index()
-	if n.followCommit(min(commit, upto)) {
-		n.confirmOverride()
-		n.dirty = n.dirty || n.conf.index > before // the configuration may be committed now
-	}
+	n.followCommit(min(commit, upto))
 	// Brought up to what a leader of this term has committed in this term, a node knows
 	// all that it may ever have acknowledged. It must not forget that again: a full disk may have refused it.
 	if n.waiting && commit > 0 && commit <= min(n.matched, n.lm.durableIndex()) && n.lm.term(commit) == n.term {
@@ -255,14 +251,28 @@ func (n *Node) learnCommit(upto, commit int64) {
 
 // followCommit has applied what others have committed, but nothing before this term is durable: its leader may be the only one who knows
 // of that. Whoever forgets the term in a crash, but has kept what it has applied, be it in a snapshot, takes what an
-// earlier leader sends, rightly, for damage. It is said again with the next message. Snapshots of this leader's are installed all the same:
-// that may be what makes room for the term.
-func (n *Node) followCommit(index int64) bool {
-	if n.savedTerm.Load() < n.term || !n.box.follow(index) {
-		return false
+// earlier leader sends, rightly, for damage. Snapshots of this leader's are installed all the same: that may be what makes room for the
+// term.
+func (n *Node) followCommit(index int64) {
+	if n.savedTerm.Load() < n.term {
+		n.early = max(n.early, index)
+		return
 	}
-	n.fsm.commit(n.box.index())
-	return true
+	before := n.box.index()
+	if n.box.follow(index) {
+		n.fsm.commit(n.box.index())
+		n.confirmOverride()
+		n.dirty = n.dirty || n.conf.index > before // the configuration may be committed now
+	}
+}
+
+// followEarly follows what was committed before the term was durable, once it is, and before that is answered: to whom a message was a
+// success it is not said again.
+func (n *Node) followEarly() {
+	if n.early > 0 && n.savedTerm.Load() >= n.term {
+		n.followCommit(min(n.early, n.lm.lastIndex()))
+		n.early = 0
+	}
 }
 
 // answer sends an append_entries response once the term it speaks of is durable.

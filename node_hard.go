@@ -79,12 +79,16 @@ func (n *Node) hardSaved(change uint64, err error) {
 			n.retryAt = n.now.Add(spaceRetry)
 		}
 		n.log.Warn("no space to save term and vote; answers wait for it", zap.Error(err))
+		if n.savedTerm.Load() < n.term { // till then nothing is applied, and nobody knows how long that takes
+			n.fsm.failWaiters(n.box.index(), &Error{Code: ErrNoSpace, Op: "read index", Group: n.group, Err: err})
+		}
 		return
 	case err != nil:
 		n.fail(&Error{Code: ErrIO, Op: "save term and vote", Group: n.group, Err: err})
 		return
 	}
 	n.hard.saved = max(n.hard.saved, change)
+	n.followEarly()
 	i := 0
 	for i < len(n.hard.waiters) && n.hard.waiters[i].change <= n.hard.saved {
 		i++

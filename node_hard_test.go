@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/graft-raft/graft/internal/entry"
+	"github.com/graft-raft/graft/internal/rpc"
 	"github.com/graft-raft/graft/internal/vfs"
 	"github.com/graft-raft/graft/internal/wal"
 	"github.com/graft-raft/graft/raftpb"
@@ -168,7 +169,46 @@ func TestNothingIsCommittedBeforeItsTermIsDurable(t *testing.T) {
 
 	g.open()
 	s.pass(2 * spaceRetry)
-	assert.True(t, s.leaderMessage(stagePeers[2], 6, 2, 4, 2, entry.Batch{First: 3}).Success)
-	assert.EqualValues(t, 2, s.node.Status().CommitIndex)
+	assert.EqualValues(t, 2, s.node.Status().CommitIndex, "nobody says it again")
+	assert.EqualValues(t, 2, s.node.Status().AppliedIndex)
+	s.end()
+}
+
+// R17: whoever hears of a success does not say again what is committed, so that is known here before the answer goes out.
+func TestWhatCameBeforeItsTermWasDurableIsCommittedThen(t *testing.T) {
+	s := newFollower(t)
+	g := s.gateOf()
+	g.states = true
+	r := s.leaderRequest(stagePeers[2], 6, 0, 0, 2, s.led(6, "a"))
+	s.pass(time.Second)
+	require.False(t, r.over)
+	require.Zero(t, s.node.Status().CommitIndex)
+	s.leaderRequest(stagePeers[2], 6, 0, 0, 1, entry.Batch{First: 1}) // it is late, and says less
+	g.open()
+	for !r.over {
+		s.pass(time.Microsecond)
+	}
+	assert.EqualValues(t, 2, s.node.box.index())
+	s.end()
+}
+
+// L11, D10: readers do not wait for a disk that has no space for the term, which may be for ever.
+func TestReadersDoNotWaitForSpace(t *testing.T) {
+	s := newFollower(t)
+	require.True(t, s.leaderMessage(stagePeers[1], 5, 0, 0, 0, entry.Batch{First: 1}).Success)
+	g := s.gateOf()
+	g.full = true
+	s.leaderRequest(stagePeers[2], 6, 0, 0, 1, s.led(4))
+	s.pass(5 * time.Millisecond)
+	var errs []error
+	s.node.forwarding, s.node.forwarded = true, []read{{done: func(_ int64, err error) { errs = append(errs, err) }}}
+	message, err := proto.Marshal(&raftpb.ReadIndexResponse{Term: proto.Int64(6), Index: proto.Int64(1)})
+	require.NoError(t, err)
+	s.node.post(func() { s.node.onForwarded(s.node.leader, rpc.Reply{Message: message}) })
+	s.pass(2 * spaceRetry)
+	require.Len(t, errs, 1)
+	assert.ErrorIs(t, errs[0], ErrNoSpace)
+	g.open()
+	s.pass(2 * spaceRetry)
 	s.end()
 }

@@ -77,9 +77,10 @@ func (q *readQueue) close(err error) []read {
 // acknowledged before the call is at or below it, and it is applied here when ReadIndex
 // returns. It costs a round of messages, which concurrent calls share (Raft thesis §6.4).
 // On a follower it asks the leader. If ctx ends first the error is ErrTimeout wrapping ctx.Err(). Others are, for a while: ErrNotLeader,
-// ErrUnreachable, which names the leader that cannot be reached or is shut down or has failed, and ErrOverloaded; for good: ErrShutdown
-// and ErrNodeFailed of this node itself, ErrNotSupported if the leader is braft's, ErrGroupMismatch, and ErrInvalid if the leader's
-// answer makes no sense. A read changes nothing, so each may be tried again.
+// ErrUnreachable, which names the leader that cannot be reached or is shut down or has failed, ErrOverloaded, and ErrNoSpace while this
+// node's disk has no space for the leader's term; for good: ErrShutdown and ErrNodeFailed of this node itself, ErrNotSupported if the
+// leader is braft's, ErrGroupMismatch, and ErrInvalid if the leader's answer makes no sense. A read changes nothing, so each may be
+// tried again.
 func (n *Node) ReadIndex(ctx context.Context) (index int64, err error) {
 	w := n.readers.Get().(*readWaiter)
 	n.readIndex(read{done: w.done, harmless: true})

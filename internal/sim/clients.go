@@ -355,7 +355,7 @@ func (l *clients) answered(m *machine, role graft.NodeRole, floor, index int64, 
 	case err != nil:
 		l.c.Count.FailedReads++
 		switch code := graft.ErrorCode(err); code {
-		case graft.ErrNotLeader, graft.ErrUnreachable, graft.ErrOverloaded:
+		case graft.ErrNotLeader, graft.ErrUnreachable, graft.ErrOverloaded, graft.ErrNoSpace:
 		default:
 			if !overFor(m, code) {
 				l.c.fail("I14 honest failure: machine %d refuses a read for no reason that there is: %v", m.index, err)

@@ -90,7 +90,8 @@ func (k *keeper) step(now time.Time, batch []keepMsg) time.Time {
 	return k.deadline(now)
 }
 
-// tend looks after what was released, what is left unused and what the identity says. It goes on later if a file could not be opened.
+// tend looks after what was released, what is left unused and what the identity says. It goes on later if a file could not be opened, or removed or cut
+// for want of space: meanwhile segments are made of what there is.
 func (k *keeper) tend(now time.Time) error {
 	if now.Before(k.tendAt) {
 		return nil
@@ -105,7 +106,7 @@ func (k *keeper) tend(now time.Time) error {
 			err = nil
 		}
 	}
-	if vfs.NotOpened(err) {
+	if passes(err) { // a segment that cannot be made says so itself
 		k.tendAt = now.Add(k.s.o.Retry)
 		k.s.o.Log("wal: %s: old segments wait: %v", k.s.o.Dir, err)
 		return nil

@@ -183,6 +183,37 @@ func TestASegmentThatCannotBeRenamedIsUsedLater(t *testing.T) {
 	b.close()
 }
 
+// A disk that takes no removal is no full one: what was released is used again, and the rest waits.
+func TestRefusedRemovalsHoldNothingUp(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	b.s.o.Keep = 2
+	g, refused := b.group("g"), 0
+	b.fs.SetInjector(func(op vfs.Op) error {
+		if op.Kind == vfs.KindRemove {
+			refused++
+			return syscall.EDQUOT
+		}
+		return nil
+	})
+	for at := range int64(20) {
+		last, err := b.appendAll(g, at*20+1, 20, 20000)
+		require.NoError(t, err)
+		g.TruncatePrefix(last, 1, nil)
+		b.run(time.Second)
+		require.NoError(t, b.s.Space())
+	}
+	assert.NotZero(t, refused)
+	assert.NotEmpty(t, b.s.keeper.retired)
+	b.fs.SetInjector(nil)
+	b.run(time.Second)
+	assert.Empty(t, b.s.keeper.retired)
+	b.close()
+	require.NoError(t, b.open())
+	assert.EqualValues(t, 400, b.group("g").Recovered().Last)
+	b.close()
+}
+
 // An operation fails for want of space, whichever it is: what was acknowledged is found again, and nothing that was released is taken for
 // damage, nor left behind while the store runs on.
 func TestASingleWantOfSpace(t *testing.T) {
