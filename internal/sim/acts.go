@@ -64,6 +64,15 @@ func (c *Cluster) after(d time.Duration, f func()) {
 	c.sim.After(d, func() { c.with(dice, f) })
 }
 
+// harm is after for what does harm: once everything heals it does not happen any more.
+func (c *Cluster) harm(d time.Duration, f func()) {
+	c.after(d, func() {
+		if !c.healed {
+			f()
+		}
+	})
+}
+
 func nameSum(name string) uint64 { return sumOf([]byte(name)) }
 
 const (

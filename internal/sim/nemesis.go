@@ -96,7 +96,7 @@ func (c *Cluster) cutUnderLoad() {
 	for range 10 + c.rng.IntN(40) {
 		c.after(c.moment(20*time.Millisecond), func() { c.clients.write(l, 0) })
 	}
-	c.after(c.moment(20*time.Millisecond), func() { m.crash(true, false) })
+	c.harm(c.moment(20*time.Millisecond), func() { m.crash(true, false) })
 }
 
 // all takes the power of all machines.
@@ -276,7 +276,7 @@ func (c *Cluster) loseDiskBadly(l, victim *machine) {
 			c.after(c.moment(20*time.Millisecond), c.mend)
 		})
 		if c.rng.chance(0.4) {
-			c.after(c.moment(60*time.Millisecond), func() {
+			c.harm(c.moment(60*time.Millisecond), func() {
 				victim.crash(c.rng.chance(0.5), false)
 				c.after(c.moment(10*time.Millisecond), victim.turnOnAgain)
 			})
@@ -290,7 +290,7 @@ func (c *Cluster) whenCaughtUp(m *machine, index int64, limit time.Duration, f f
 	switch {
 	case c.healed:
 	case m.up && m.st.Last >= index || limit <= 0:
-		c.after(c.rng.between(time.Microsecond, 10*time.Millisecond), f)
+		c.harm(c.rng.between(time.Microsecond, 10*time.Millisecond), f)
 	default:
 		c.after(step, func() { c.whenCaughtUp(m, index, limit-step, f) })
 	}
