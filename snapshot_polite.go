@@ -9,8 +9,9 @@ import (
 // is to be noticed as little as may be. Pieces are small then, so that neither a processor nor the disk is taken for long,
 // and no more of them are on their way than the distance demands. A sender says so by giving less than it is asked for.
 const (
-	// politePiece is the largest piece then.
-	politePiece = 512 << 10
+	// politePiece is the largest piece then. A write that comes meanwhile may have to wait until one is on the disk: with
+	// twice as much the slowest of a hundred writes wait half as long again, with half as much a copy takes half as long again.
+	politePiece = 256 << 10
 	// politeWait is how long a piece takes at most that need not have others on their way beside it.
 	politeWait = 5 * time.Millisecond
 	// busyFor is how long a host counts as busy after a write to its log.

@@ -201,13 +201,18 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	if err := take(c.turns.work, func() error { _, err := h.WriteAt(p, off); return err }); err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
-	if err := take(c.turns.disk, func() error { return vfs.WriteOut(h, off, int64(len(p))) }); err != nil {
+	out := false
+	err = take(c.turns.disk, func() (err error) {
+		out, err = vfs.WriteOut(h, off, int64(len(p)))
+		return err
+	})
+	if err != nil {
 		return c.lose(err)
 	}
 	c.mu.Lock()
 	c.progress.Received += int64(len(p))
 	f.unsynced += int64(len(p))
-	due := f.unsynced >= syncEvery
+	due := syncDue(f.unsynced, out)
 	if due {
 		f.unsynced = 0
 	}

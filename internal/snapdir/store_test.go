@@ -586,3 +586,13 @@ func TestSaveIsStopped(t *testing.T) {
 	require.NoError(t, err, "it is not busy")
 	require.NoError(t, w.Abort())
 }
+
+// What the system writes out as it comes leaves a sync little to do, and so needs one less often; but it needs one.
+func TestHowOftenAFileIsSynced(t *testing.T) {
+	for _, out := range []bool{false, true} {
+		require.False(t, syncDue(syncEvery-1, out))
+		require.Equal(t, !out, syncDue(syncEvery, out))
+		require.Equal(t, !out, syncDue(syncOutEvery-1, out))
+		require.True(t, syncDue(syncOutEvery, out))
+	}
+}

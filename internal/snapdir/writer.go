@@ -17,8 +17,10 @@ const (
 	writeBuffer = 256 << 10
 
 	// syncEvery bounds how much of a file is synced at once: a sync of a gigabyte
-	// would hold up everybody else's.
-	syncEvery = 32 << 20
+	// would hold up everybody else's. What was written out leaves little to be synced,
+	// and syncOutEvery only bounds what a power cut takes of it.
+	syncEvery    = 32 << 20
+	syncOutEvery = 256 << 20
 )
 
 // Writer makes a snapshot. Any error, also one of a file's Write or Close that
@@ -370,12 +372,25 @@ func (f *FileWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+// syncDue reports whether a file is to be synced of which so many bytes were written since the last time; out says
+// that they are written out as they come.
+func syncDue(unsynced int64, out bool) bool {
+	if out {
+		return unsynced >= syncOutEvery
+	}
+	return unsynced >= syncEvery
+}
+
 // flush writes p at the end of the file.
 func (f *FileWriter) flush(p []byte) {
 	n, err := f.f.WriteAt(p, f.off)
+	out := false
+	if err == nil {
+		out, err = vfs.WriteOut(f.f, f.off, int64(n))
+	}
 	f.off += int64(n)
 	f.unsynced += int64(n)
-	if err == nil && f.unsynced >= syncEvery {
+	if err == nil && syncDue(f.unsynced, out) {
 		f.unsynced = 0
 		err = f.f.Sync()
 	}

@@ -55,17 +55,17 @@ func (f *osFile) sync() error { return f.call(unix.Fdatasync) }
 
 // writeOut is sync_file_range. Only some of its errors are about the bytes; others say that
 // it cannot be done here.
-func (f *osFile) writeOut(off, n int64) error {
+func (f *osFile) writeOut(off, n int64) (bool, error) {
 	err := f.call(func(fd int) error {
 		return unix.SyncFileRange(fd, off, n,
 			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
 	})
 	for _, no := range []error{unix.ENOSYS, unix.EINVAL, unix.EOPNOTSUPP, unix.ESPIPE, unix.EPERM, unix.EACCES} {
 		if errors.Is(err, no) {
-			return nil
+			return false, nil
 		}
 	}
-	return err
+	return err == nil, err
 }
 
 // preallocate is fallocate, or writing zeros where the file system has none.

@@ -75,14 +75,17 @@ type FS interface {
 	Lock(name string) (io.Closer, error)
 }
 
-// WriteOut has the n bytes at off written to the disk, where the system knows how, and
-// waits until they are. That makes nothing durable, but a Sync that follows has less to do
-// and holds up those of other files less. An error says what one of Sync says.
-func WriteOut(f File, off, n int64) error {
-	if o, ok := f.(interface{ writeOut(off, n int64) error }); ok {
-		return pathError("sync", f.Name(), o.writeOut(off, n))
+// WriteOut has the n bytes at off written to the disk, where the system knows how, waits until
+// they are, and reports whether that was done. It makes nothing durable, but a Sync that follows
+// has less to do and holds up those of other files less. An error says what one of Sync says.
+func WriteOut(f File, off, n int64) (bool, error) {
+	if o, ok := f.(interface {
+		writeOut(off, n int64) (bool, error)
+	}); ok {
+		out, err := o.writeOut(off, n)
+		return out, pathError("sync", f.Name(), err)
 	}
-	return nil
+	return false, nil
 }
 
 // File is an open file.
