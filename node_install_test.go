@@ -489,7 +489,7 @@ func TestADamagedBlockIsFetchedAgain(t *testing.T) {
 			return
 		}
 		got.Add(int64(len(r.Attachment)))
-		if len(r.Attachment) > 1<<19 && !once.Swap(true) {
+		if len(r.Attachment) > politePiece/2 && !once.Swap(true) {
 			r.Attachment = slices.Clone(r.Attachment)
 			r.Attachment[1000] ^= 1
 		}
