@@ -18,6 +18,7 @@ import (
 // is told to take others in their place.
 type lab struct {
 	o     options
+	plan  *schedule
 	dir   string            // temporary
 	clean map[string]string // test binaries without a mutant, by package
 	known map[string]error  // what tests have said without a mutant
@@ -60,14 +61,14 @@ func short(s string) string {
 	return s
 }
 
-func newLab(o options) (*lab, error) {
+func newLab(o options, plan *schedule) (*lab, error) {
 	root, err := filepath.Abs(o.root)
 	if err != nil {
 		return nil, err
 	}
 	o.root = root
 	dir, err := os.MkdirTemp("", "mutants-")
-	return &lab{o: o, dir: dir, clean: make(map[string]string), known: make(map[string]error)}, err
+	return &lab{o: o, plan: plan, dir: dir, clean: make(map[string]string), known: make(map[string]error)}, err
 }
 
 func (l *lab) close() error { return os.RemoveAll(l.dir) }
@@ -76,30 +77,31 @@ var errSurvived = errors.New("it survives")
 
 // try runs the tests that are to catch a mutant, until they do.
 func (l *lab) try(ctx context.Context, m *mutant) (r result) {
-	start := time.Now()
 	r = result{m: m}
+	for _, name := range l.o.tiersOf(m) {
+		t, known := tiers[name]
+		if !known {
+			r.err = fmt.Errorf("there are no tests %q", name)
+			return r
+		}
+		if r.err = l.plan.prepare(name, func() (string, error) { return l.measure(ctx, t) }); r.err != nil {
+			return r
+		}
+	}
+	start := time.Now()
 	defer func() { r.took = time.Since(start) }()
 	overlay, err := l.overlay(m)
 	if err != nil {
 		r.err = err
 		return r
 	}
-	names := m.tiers
-	if l.o.tier != "" {
-		names = strings.Split(l.o.tier, ",")
-	}
 	r.err = errSurvived
-	for _, name := range names {
-		t, known := tiers[name]
-		if !known {
-			r.err = fmt.Errorf("there are no tests %q", name)
-			return r
-		}
+	for _, name := range l.o.tiersOf(m) {
 		left := l.o.limit - time.Since(start)
 		if left <= 0 {
 			break
 		}
-		f, found, err := l.attempt(ctx, t, overlay, left)
+		f, found, err := l.attempt(ctx, name, overlay, left)
 		if err == nil && found {
 			err = l.passesWithout(ctx, name, f)
 		}
@@ -143,17 +145,33 @@ func (l *lab) overlay(m *mutant) (name string, err error) {
 	return name, os.WriteFile(name, b, 0o644)
 }
 
-// attempt builds a tier's tests with an overlay and runs them.
-func (l *lab) attempt(ctx context.Context, t tier, overlay string, limit time.Duration) (f finding, found bool, err error) {
-	binary := filepath.Join(l.dir, "mutant.test")
+// attempt builds a tier's tests with an overlay and runs them, one portion after the other, until some fail.
+func (l *lab) attempt(ctx context.Context, name, overlay string, limit time.Duration) (f finding, found bool, err error) {
+	t, binary := tiers[name], filepath.Join(l.dir, "mutant.test")
 	if err := l.build(ctx, t.pkg, binary, "-overlay="+overlay); err != nil {
 		return f, false, err
 	}
-	output, failed, err := l.run(ctx, t.pkg, binary, limit, l.args(t)...)
-	if err != nil || !failed {
-		return f, false, err
+	by := time.Now().Add(limit)
+	for _, portion := range l.plan.portions(name) {
+		output, failed, err := l.run(ctx, t.pkg, binary, time.Until(by), append(l.args(t), portion...)...)
+		if err != nil {
+			return f, false, err
+		}
+		if failed {
+			return read(output), true, nil
+		}
 	}
-	return read(output), true, nil
+	return f, false, nil
+}
+
+// measure runs a tier's tests without a mutant, and returns what they print with -test.v.
+func (l *lab) measure(ctx context.Context, t tier) (output string, err error) {
+	binary, err := l.cleanOf(ctx, t.pkg)
+	if err != nil {
+		return "", err
+	}
+	output, _, err = l.run(ctx, t.pkg, binary, l.o.limit, "-test.v") // those that fail are not counted, and run last
+	return output, err
 }
 
 // hang is how long the tests of a package may take, which need a fraction of that even on a busy machine. Tests that hang fail, as they
@@ -182,13 +200,9 @@ func (l *lab) passesWithout(ctx context.Context, name string, f finding) error {
 	if err, known := l.known[key]; known {
 		return err
 	}
-	binary := l.clean[t.pkg]
-	if binary == "" {
-		binary = filepath.Join(l.dir, fmt.Sprintf("clean%d.test", len(l.clean)))
-		if err := l.build(ctx, t.pkg, binary); err != nil {
-			return fmt.Errorf("without a mutant: %w", err)
-		}
-		l.clean[t.pkg] = binary
+	binary, err := l.cleanOf(ctx, t.pkg)
+	if err != nil {
+		return err
 	}
 	output, failed, err := l.run(ctx, t.pkg, binary, l.o.limit, args...)
 	if err == nil && failed {
@@ -196,6 +210,19 @@ func (l *lab) passesWithout(ctx context.Context, name string, f finding) error {
 	}
 	l.known[key] = err
 	return err
+}
+
+// cleanOf is the test binary of a package without a mutant.
+func (l *lab) cleanOf(ctx context.Context, pkg string) (binary string, err error) {
+	if binary = l.clean[pkg]; binary != "" {
+		return binary, nil
+	}
+	binary = filepath.Join(l.dir, fmt.Sprintf("clean%d.test", len(l.clean)))
+	if err := l.build(ctx, pkg, binary); err != nil {
+		return "", fmt.Errorf("without a mutant: %w", err)
+	}
+	l.clean[pkg] = binary
+	return binary, nil
 }
 
 // build builds a package's tests.

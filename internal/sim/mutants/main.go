@@ -33,6 +33,14 @@ type options struct {
 	list   bool
 }
 
+// tiersOf names the tests that are to catch a mutant.
+func (o options) tiersOf(m *mutant) []string {
+	if o.tier != "" {
+		return strings.Split(o.tier, ",")
+	}
+	return m.tiers
+}
+
 func main() {
 	var o options
 	run := flag.String("run", "", "only mutants whose names match this regular expression")
@@ -96,11 +104,11 @@ func hunt(ctx context.Context, o options) error {
 // try tries the mutants, several at a time: many tests wait more than they work. What goes wrong, other than with a mutant, is in err
 // when all results have come.
 func try(ctx context.Context, o options, mutants []mutant, err *error) <-chan result {
-	todo, results := make(chan *mutant), make(chan result)
+	todo, results, plan := make(chan *mutant), make(chan result), newSchedule(o, mutants)
 	failed := make([]error, max(o.beside, 1))
 	var wg sync.WaitGroup
 	for i := range failed {
-		wg.Go(func() { failed[i] = work(ctx, o, todo, results) })
+		wg.Go(func() { failed[i] = work(ctx, o, plan, todo, results) })
 	}
 	go func() {
 		for i := range mutants {
@@ -115,8 +123,8 @@ func try(ctx context.Context, o options, mutants []mutant, err *error) <-chan re
 }
 
 // work tries one mutant after the other, in a lab of its own. It takes all that come even if it can do nothing with them any more.
-func work(ctx context.Context, o options, todo <-chan *mutant, results chan<- result) error {
-	l, err := newLab(o)
+func work(ctx context.Context, o options, plan *schedule, todo <-chan *mutant, results chan<- result) error {
+	l, err := newLab(o, plan)
 	for m := range todo {
 		if err != nil || ctx.Err() != nil {
 			continue

@@ -10,23 +10,24 @@ import (
 type tier struct {
 	pkg    string
 	seeded bool     // one seed after the other, as many as it takes
+	whole  bool     // all tests of the package
 	args   []string // for the test binary
 }
 
 // tiers are named in the headers of patches. Of the simulator, sim is what one seed after the other finds, scenes are the
 // stories that were written down.
 var tiers = map[string]tier{
-	"sim":      {"./internal/sim", true, []string{"-test.run=^TestSimulation$", "-sim.first"}},
-	"scenes":   {"./internal/sim", false, []string{"-test.skip=^(TestSimulation|TestDeterminism)$", "-test.failfast"}},
-	"cuts":     {"./internal/sim", false, []string{"-test.run=^TestPowerCutAtEachPoint$", "-test.failfast", "-sim.cuts=150"}},
-	"root":     {".", false, []string{"-test.failfast"}},
-	"full":     {"./internal/fulltest", false, []string{"-test.failfast"}},
-	"wal":      {"./internal/wal", false, []string{"-test.failfast"}},
-	"rpc":      {"./internal/rpc", false, []string{"-test.failfast"}},
-	"progress": {"./internal/progress", false, []string{"-test.failfast"}},
-	"election": {"./internal/election", false, []string{"-test.failfast"}},
-	"entry":    {"./internal/entry", false, []string{"-test.failfast"}},
-	"actor":    {"./internal/actor", false, []string{"-test.failfast"}},
+	"sim":      {"./internal/sim", true, false, []string{"-test.run=^TestSimulation$", "-sim.first"}},
+	"scenes":   {"./internal/sim", false, false, []string{"-test.skip=^(TestSimulation|TestDeterminism)$", "-test.failfast"}},
+	"cuts":     {"./internal/sim", false, false, []string{"-test.run=^TestPowerCutAtEachPoint$", "-test.failfast", "-sim.cuts=150"}},
+	"root":     {".", false, true, []string{"-test.failfast"}},
+	"full":     {"./internal/fulltest", false, true, []string{"-test.failfast"}},
+	"wal":      {"./internal/wal", false, true, []string{"-test.failfast"}},
+	"rpc":      {"./internal/rpc", false, true, []string{"-test.failfast"}},
+	"progress": {"./internal/progress", false, true, []string{"-test.failfast"}},
+	"election": {"./internal/election", false, true, []string{"-test.failfast"}},
+	"entry":    {"./internal/entry", false, true, []string{"-test.failfast"}},
+	"actor":    {"./internal/actor", false, true, []string{"-test.failfast"}},
 }
 
 // finding is what tests have found.
