@@ -47,10 +47,18 @@ func newInstallBed(t *testing.T) *installBed {
 
 // install sends install_snapshot.
 func (b *installBed) install(term, index int64) chan rpc.Reply {
+	return b.installOf(term, index, 1, "-77", 0)
+}
+
+// installOf sends install_snapshot of an entry's term, that a reader has.
+func (b *installBed) installOf(term, index, entryTerm int64, reader string, features uint64) chan rpc.Reply {
 	m := &raftpb.InstallSnapshotRequest{
 		GroupId: proto.String("g"), ServerId: proto.String(b.leads.String()), PeerId: proto.String(b.cluster.peer(0).String()), Term: &term,
-		Meta: &raftpb.SnapshotMeta{LastIncludedIndex: &index, LastIncludedTerm: proto.Int64(1), Peers: []string{b.leads.String()}},
-		Uri:  proto.String("remote://" + b.leads.Address + "/-77"),
+		Meta: &raftpb.SnapshotMeta{LastIncludedIndex: &index, LastIncludedTerm: &entryTerm, Peers: []string{b.leads.String()}},
+		Uri:  proto.String("remote://" + b.leads.Address + "/" + reader),
+	}
+	if features != 0 {
+		m.GraftFeatures = &features
 	}
 	payload, err := proto.Marshal(m)
 	require.NoError(b.t, err)

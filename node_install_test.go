@@ -2,11 +2,13 @@ package graft
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -351,6 +353,85 @@ func TestInstallRequestsThatMeet(t *testing.T) {
 	assert.EqualValues(t, 200, b.nodes[0].Status().Snapshot.Index)
 }
 
+// S11: a snapshot that contradicts what is committed here is neither installed nor taken for what is here: one of the two logs is another
+// group's, and nobody may go on.
+func TestAnInstallThatContradictsWhatIsCommittedIsRefused(t *testing.T) {
+	b := newInstallBed(t)
+	b.serve(braftFiles(t, 10, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries"))
+	installed(t, b.install(3, 10))
+	installed(t, b.install(3, 10)) // the same again
+	rep := receive(t, b.installOf(5, 10, 3, "-77", 0))
+	assert.EqualValues(t, ErrInvalid, rep.Code)
+	assert.Contains(t, rep.Text, "contradicts")
+	s := b.status(0, func(s Status) bool { return s.Role == RoleFailed }, "it goes on")
+	assert.ErrorIs(t, s.Err, ErrCorrupt)
+}
+
+// Whoever joins an install with another reader, as a leader does that was asked to begin anew, does not have it end because the old
+// one is gone: what that one was asked for is asked of the new one.
+func TestTheOldReadersEndDoesNotEndAJoinedInstall(t *testing.T) {
+	b := newInstallBed(t)
+	held := newHoldup(t)
+	serve := braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries")
+	b.serve(func(req *rpc.Request, m *raftpb.GetFileRequest) {
+		switch {
+		case m.GetReaderId() != -77:
+			serve(req, m)
+		case m.GetFilename() == metaFile:
+			serve(req, m)
+		default:
+			go func() {
+				held.pass()
+				req.Fail(int32(ErrNotFound), "Fail to find reader=-77")
+			}()
+		}
+	})
+	first := b.installOf(3, 100, 1, "-77", featurePipeline)
+	held.reached()
+	second := b.installOf(3, 100, 1, "-78", featurePipeline)
+	rep := receive(t, first)
+	require.EqualValues(t, codeInterrupted, rep.Code)
+	held.release()
+	installed(t, second)
+}
+
+// A copy that is complete is not thrown away because it cannot be read for the moment.
+func TestACopyThatCannotBeReadForAMomentIsKept(t *testing.T) {
+	b := newInstallBed(t)
+	var reads atomic.Int32
+	serve := braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries")
+	b.serve(func(req *rpc.Request, m *raftpb.GetFileRequest) {
+		reads.Add(1)
+		serve(req, m)
+	})
+	var refused atomic.Int32
+	b.disks[0].SetInjector(func(op vfs.Op) error {
+		if op.Kind == vfs.KindOpen && strings.Contains(op.Name, "/snapshot_") && refused.Add(1) <= 2 {
+			return syscall.EMFILE
+		}
+		return nil
+	})
+	installed(t, b.install(3, 100))
+	assert.Greater(t, refused.Load(), int32(2), "it was tried again")
+	assert.EqualValues(t, 2, reads.Load(), "manifest and file, once each")
+}
+
+// If that goes on, it is copied anew: nobody waits for ever.
+func TestACopyThatCannotBeReadIsCopiedAnew(t *testing.T) {
+	b := newInstallBed(t)
+	b.serve(braftFiles(t, 100, []string{b.leads.String()}, map[string]string{"entries": `["x"]`}, "entries"))
+	b.disks[0].SetInjector(func(op vfs.Op) error {
+		if op.Kind == vfs.KindOpen && strings.Contains(op.Name, "/snapshot_") {
+			return syscall.EMFILE
+		}
+		return nil
+	})
+	rep := receive(t, b.install(3, 100))
+	assert.NotZero(t, rep.Code)
+	b.disks[0].SetInjector(nil)
+	installed(t, b.install(3, 100))
+}
+
 // Rubbish is refused with braft's codes, and nothing is written where it should not be.
 func TestInstallsThatMakeNoSense(t *testing.T) {
 	for _, name := range []string{"../../evil", "/etc/evil", "a/../../evil", "..", ""} {
@@ -374,8 +455,12 @@ func TestInstallsThatMakeNoSense(t *testing.T) {
 	b.serve(braftFiles(t, 101, []string{b.leads.String()}, map[string]string{"entries": `[]`}, "entries"))
 	rep = receive(t, b.install(3, 100))
 	assert.EqualValues(t, ErrInvalid, rep.Code, "another snapshot's files")
-	rep = receive(t, b.install(3, 0))
-	assert.EqualValues(t, codeBadRequest, rep.Code)
+	for _, index := range []int64{0, -1, math.MaxInt64, maxBase + 1} { // the log has to go on behind it
+		rep = receive(t, b.install(3, index))
+		assert.EqualValues(t, codeBadRequest, rep.Code, "%d", index)
+	}
+	rep = receive(t, b.installOf(3, 100, 4, "-77", 0))
+	assert.EqualValues(t, codeBadRequest, rep.Code, "of a later term than its leader's")
 	names, err := b.disks[0].ReadDir("/data")
 	require.NoError(t, err)
 	assert.ElementsMatch(t, []string{"log", "snapshots"}, names)

@@ -545,8 +545,17 @@ func (r *replicator) refused(sent sentRequest, resp wire.AppendResponse) {
 		// or earlier. Each round trip skips a whole term (Raft paper §5.3).
 		next = min(next, r.n.lm.lastUpToTerm(sent.prev-1, resp.ConflictTerm)+1)
 	}
+	if sent.prev <= r.p.Match { // there is nowhere else to look
+		r.failures++
+		r.lastErr = &Error{Code: ErrCorrupt, Op: "append", Group: r.n.group, Peer: r.peer, Index: sent.prev, Err: errContradicted}
+		r.log.Error("peer refuses to go on behind entries that it has acknowledged", zap.Int64("index", sent.prev), zap.Int64("acknowledged", r.p.Match))
+		r.block(busyDelay)
+	}
 	r.p.Refused(sent.prev, next)
 }
+
+// errContradicted is what is wrong with a peer that has acknowledged an entry and has another one there.
+var errContradicted = errors.New("it refuses entries behind one that it has acknowledged: it holds another log")
 
 // lost reports whether a refusal shows that the peer does not hold any more what it had acknowledged when it was asked. An
 // earlier request may have come before what it acknowledged since.

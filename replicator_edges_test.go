@@ -418,3 +418,26 @@ func TestALeaderWaitsForDescriptors(t *testing.T) {
 	assert.Equal(t, n.lm.lastIndex(), n.box.index(), "what nobody got is sent")
 	s.end()
 }
+
+// A peer that refuses to go on behind what it has acknowledged, and has not lost it, holds another log. That is said, and it is asked again
+// after a pause each: there is nothing else to look for.
+func TestAPeerThatContradictsItselfIsNotAskedWithoutEnd(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 3)
+	out := &heard{Transport: s.node.host.rpc}
+	s.node.host.rpc = out
+	r.p = progress.New(r.p.Match + 1) // it probes
+	r.p.SnapshotInstalled(3)
+	resp := wire.AppendResponse{Term: r.term, LastIndex: 150, HasLastIndex: true, Features: featurePipeline}
+	refused := 0
+	for range 200 {
+		r.step(s.node.host.env.Exec.Now(), nil)
+		for ; refused < len(out.appends); refused++ {
+			r.answered(sentRequest{prev: r.p.Match, last: r.p.Match, life: r.life, at: r.now, generation: r.p.Generation()}, rpc.Reply{Message: resp.Append(nil)})
+		}
+		s.pass(10 * time.Millisecond)
+	}
+	assert.ErrorIs(t, r.status.load().Err, ErrCorrupt, "Status says why")
+	assert.Positive(t, refused)
+	assert.LessOrEqual(t, refused, 8, "in two seconds")
+	s.end()
+}

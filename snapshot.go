@@ -26,7 +26,8 @@ func (w *SnapshotWriter) Index() int64 { return w.base.index }
 // Term is that entry's.
 func (w *SnapshotWriter) Term() int64 { return w.base.term }
 
-// Path is the directory of the snapshot to be.
+// Path is the directory of the snapshot to be. What is put there must be files and directories of its own: of a symbolic link a
+// snapshot would have only the name, and so a link that is registered, or one to a directory with something registered, fails it.
 func (w *SnapshotWriter) Path() string { return w.w.Path() }
 
 // Create makes a file, perhaps in a sub-directory, and registers it. It has to be closed before done is called. An error
@@ -124,10 +125,13 @@ func (b logBase) message() *raftpb.SnapshotMeta {
 	return m
 }
 
+// maxBase is the highest index that a snapshot may have: a log has to be able to go on behind it.
+const maxBase = 1 << 62
+
 // baseOf reads a position.
 func baseOf(m *raftpb.SnapshotMeta) (logBase, error) {
 	b := logBase{index: m.GetLastIncludedIndex(), term: m.GetLastIncludedTerm()}
-	if b.index <= 0 || !validTerm(b.term) {
+	if b.index <= 0 || b.index > maxBase || !validTerm(b.term) {
 		return b, fmt.Errorf("snapshot of index %d, term %d", b.index, b.term)
 	}
 	b.conf = confEntry{index: m.GetGraftConfIndex(), term: b.term}

@@ -107,10 +107,14 @@ func (s *snapshotter) write(in *install, receive func() error, done func(error))
 // pump asks for what the copy under way lacks, as far as there is room.
 func (s *snapshotter) pump() {
 	in := s.inst
-	if in == nil || in.loading || s.now.Before(in.waitTill) {
+	if in == nil || in.loading && in.read == nil || s.now.Before(in.waitTill) {
 		return
 	}
 	in.waitTill = time.Time{}
+	if in.read != nil {
+		s.verify(in)
+		return
+	}
 	if in.copy == nil {
 		if in.out == 0 {
 			s.get(in, snapdir.Range{Name: metaFile, Len: manifestCount}, s.onManifest)
@@ -157,7 +161,7 @@ func (s *snapshotter) pump() {
 
 // pumpAt is when to look again although nothing has come.
 func (s *snapshotter) pumpAt() time.Time {
-	if s.inst == nil || s.inst.loading {
+	if s.inst == nil || s.inst.loading && s.inst.read == nil {
 		return time.Time{}
 	}
 	return s.inst.waitTill
@@ -173,13 +177,16 @@ func (s *snapshotter) get(in *install, ask snapdir.Range, done func(*install, sn
 		s.a.Post(func() { done(in, ask, rpc.Reply{Err: err}) })
 		return
 	}
-	began := s.now
+	began, reader := s.now, in.reader
 	s.n.host.rpc.Call(in.address, rpc.Call{
 		Service: fileServiceName, Method: methodGetFile, Message: [][]byte{b}, Timeout: in.patience, Bulk: true,
 		Done: func(rep rpc.Reply) {
 			s.a.Post(func() {
 				if s.inst == in && !in.loading {
 					in.pace(s.now.Sub(began), rep.Err == nil && rep.Code == 0)
+					if reader != in.reader && Code(rep.Code) == ErrNotFound { // it is not asked any more
+						rep.Code = codeAgain
+					}
 					done(in, ask, rep)
 				}
 			})

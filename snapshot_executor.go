@@ -350,7 +350,7 @@ func (s *snapshotter) publish(w *snapdir.Writer, base logBase) error {
 		if errors.Is(err, snapdir.ErrStopped) { // it will be read at the next start
 			return err
 		}
-		return errors.Join(err, s.opened().Remove(base.index))
+		return errors.Join(err, s.opened().Remove(base.index)) // the state machine has all of it, and saves it anew
 	}
 	s.took(base, info)
 	if base.index >= s.begun { // nobody will ever resume it

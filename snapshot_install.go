@@ -40,6 +40,8 @@ type install struct {
 
 	writing  *copyWriting
 	copy     *snapdir.Copy   // nil until there is a manifest
+	read     *snapdir.Reader // what was copied, until it is loaded
+	unread   int             // times that it could not be read
 	ranges   []snapdir.Range // still to be asked for
 	out      int             // requests without an answer
 	window   int             // how many there may be
@@ -65,6 +67,16 @@ func (n *Node) onInstall(req *rpc.Request, m *raftpb.InstallSnapshotRequest) {
 	base, err := baseOf(m.GetMeta())
 	if err != nil {
 		req.Fail(codeBadRequest, err.Error())
+		return
+	}
+	if base.term > m.GetTerm() {
+		req.Fail(codeBadRequest, fmt.Sprintf("snapshot %d is of term %d, its leader of term %d", base.index, base.term, m.GetTerm()))
+		return
+	}
+	if t := n.lm.term(base.index); t != 0 && t != base.term && base.index <= n.box.index() {
+		n.fail(&Error{Code: ErrCorrupt, Op: opInstallSnapshot, Group: n.group, Peer: n.leader, Index: base.index,
+			Err: fmt.Errorf("committed here with term %d, in the leader's snapshot with term %d", t, base.term)})
+		req.Fail(int32(ErrInvalid), "the snapshot contradicts what is committed here")
 		return
 	}
 	switch durable := n.lm.durableIndex(); {
@@ -187,6 +199,12 @@ func (s *snapshotter) giveUp(in *install, err error) {
 		}
 		in.copy = nil
 	}
+	if in.read != nil {
+		if closeErr := in.read.Close(); closeErr != nil {
+			err = errors.Join(err, closeErr)
+		}
+		in.read = nil
+	}
 	if ErrorCode(err) == 0 {
 		err = s.errorOf(opInstallSnapshot, in.base.index, err)
 	}
@@ -240,16 +258,38 @@ func (s *snapshotter) complete(in *install) {
 	s.copying = nil
 	s.view.Done, s.view.Total = copied.Done, copied.Total
 	s.mu.Unlock()
-	if err == nil {
-		if err = r.Verify(s.watch(0)); err != nil {
-			err = errors.Join(err, r.Close(), s.opened().Remove(in.base.index))
-		}
-	}
 	if err != nil {
 		s.giveUp(in, err)
 		return
 	}
-	in.loading = true
+	in.loading, in.read = true, r // from here on it is there, and no other takes its place
+	s.verify(in)
+}
+
+// verify has what was copied compared with its manifest, and then loaded. It is deleted, to be copied anew, only if it is damaged, or
+// cannot be read several times in a row: for want of descriptors, that may pass.
+func (s *snapshotter) verify(in *install) {
+	err := in.read.Verify(s.watch(0))
+	switch {
+	case err == nil:
+		s.load(in)
+	case errors.Is(err, snapdir.ErrStopped): // the next start reads it
+		s.giveUp(in, &Error{Code: ErrShutdown, Op: opInstallSnapshot, Group: s.n.group})
+	case isDamage(err) || in.unread == copyRetries:
+		r := in.read
+		in.read = nil
+		s.giveUp(in, errors.Join(err, r.Close(), s.opened().Remove(in.base.index)))
+	default:
+		in.unread++
+		in.waitTill = s.now.Add(copyPause)
+		s.log.Info("a snapshot that was copied cannot be read now; that is tried again", zap.Int64("index", in.base.index), zap.Error(err))
+	}
+}
+
+// load has the state machine load what was copied.
+func (s *snapshotter) load(in *install) {
+	r := in.read
+	in.read = nil
 	info := r.Info()
 	s.show(func(v *SnapshotStatus) { v.State, v.Done, v.Total, v.Rate = SnapshotLoading, info.Bytes, info.Bytes, 0 })
 	s.log.Info("copied a snapshot", zap.Int64("index", in.base.index), zap.Int64("bytes", info.Bytes), zap.Duration("took", s.n.host.env.Exec.Now().Sub(in.began)))

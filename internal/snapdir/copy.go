@@ -84,6 +84,7 @@ type incoming struct {
 
 	opening  sync.Mutex // held while the file is opened
 	f        vfs.File
+	leaving  span // is being written out
 	unsynced int64
 }
 
@@ -201,15 +202,21 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	if err := take(c.turns.work, func() error { _, err := h.WriteAt(p, off); return err }); err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
-	out := false
+	c.mu.Lock()
+	piece, leaving, out := span{off, off + int64(len(p))}, f.leaving, false
+	f.leaving = span{}
+	c.mu.Unlock()
 	err = take(c.turns.disk, func() (err error) {
-		out, err = vfs.WriteOut(h, off, int64(len(p)))
+		out, err = writeOut(h, piece, leaving)
 		return err
 	})
 	if err != nil {
 		return c.lose(err)
 	}
 	c.mu.Lock()
+	if out {
+		f.leaving = piece
+	}
 	c.progress.Received += int64(len(p))
 	f.unsynced += int64(len(p))
 	due := syncDue(f.unsynced, out)

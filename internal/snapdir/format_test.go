@@ -176,6 +176,20 @@ func TestManifestContradictions(t *testing.T) {
 	require.NoError(t, err)
 	_, err = parse(data, l)
 	require.ErrorContains(t, err, "there is one already")
+	var large []File // each of them is allowed
+	for i := range 3 {
+		f := File{Name: string(rune('a' + i)), Size: maxFileSize / 2, blockSize: maxFileSize / 4, blocks: make([]byte, 2*sumSize)}
+		f.Checksum = checksum(f.blocks, f.Size)
+		large = append(large, f)
+	}
+	data, err = newManifest(metaOf(3), 7, large[:2]).encode()
+	require.NoError(t, err)
+	_, err = parse(data, l)
+	require.NoError(t, err)
+	data, err = newManifest(metaOf(3), 7, large).encode()
+	require.NoError(t, err)
+	_, err = parse(data, l)
+	require.ErrorContains(t, err, "together")
 	_, err = parse(make([]byte, maxManifest+1), l)
 	require.ErrorContains(t, err, "at most")
 }

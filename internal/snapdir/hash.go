@@ -17,7 +17,7 @@ const (
 	// checksumPrefix begins the checksum strings that this package makes.
 	checksumPrefix = "graft1:"
 
-	// maxFileSize bounds what a manifest may claim, so that sums do not overflow.
+	// maxFileSize bounds what a manifest may claim of a file and of all together, so that sums do not overflow.
 	maxFileSize = 1 << 50
 )
 

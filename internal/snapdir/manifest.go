@@ -142,7 +142,7 @@ func parse(data []byte, l layout) (*manifest, error) {
 	if m.meta == nil || m.index() <= 0 || m.meta.GetLastIncludedTerm() < 0 {
 		return nil, errors.New("it has no index and term")
 	}
-	names := newNameSet()
+	names, total := newNameSet(), int64(0)
 	for _, file := range pb.GetFiles() {
 		if err := names.add(file.GetName()); err != nil {
 			return nil, err
@@ -150,6 +150,9 @@ func parse(data []byte, l layout) (*manifest, error) {
 		f, err := parseFile(file, l)
 		if err != nil {
 			return nil, fmt.Errorf("file %q: %w", file.GetName(), err)
+		}
+		if total += max(f.Size, 0); total > maxFileSize {
+			return nil, fmt.Errorf("its files have more than %d bytes together", int64(maxFileSize))
 		}
 		m.byName[f.Name] = len(m.files)
 		m.files = append(m.files, f)

@@ -10,6 +10,7 @@ import (
 const (
 	maxNameLen    = 1024
 	maxElementLen = 255
+	maxDepth      = 32 // elements: each directory takes memory
 )
 
 // checkName accepts names of files that stay inside a snapshot's directory on any
@@ -32,6 +33,9 @@ func checkName(name string) error {
 	}
 	if first, _, _ := strings.Cut(name, "/"); first == manifestName || first == manifestTemp {
 		reason = "the manifest's"
+	}
+	if strings.Count(name, "/") >= maxDepth {
+		reason = fmt.Sprintf("it has more than %d elements", maxDepth)
 	}
 	for element := range strings.SplitSeq(name, "/") {
 		if len(element) > maxElementLen {
@@ -59,10 +63,10 @@ func newNameSet() *nameSet {
 	return &nameSet{files: map[string]struct{}{}, dirs: map[string]int{}}
 }
 
-// parents calls f with each directory above name inside the snapshot, the nearest first.
+// parents calls f with each directory above name inside the snapshot, the nearest first. name is in its shortest form.
 func parents(name string, f func(dir string)) {
-	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-		f(dir)
+	for i := strings.LastIndexByte(name, '/'); i >= 0; i = strings.LastIndexByte(name[:i], '/') {
+		f(name[:i])
 	}
 }
 

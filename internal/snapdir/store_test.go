@@ -151,6 +151,7 @@ func TestNames(t *testing.T) {
 	bad := []string{
 		"", ".", "..", "../x", "a/../../x", "a/..", "/x", "/", "a//b", "a/./b", "a/", "./a", "a\\b", "..\\x", "c:x", "a\x00b",
 		manifestName, manifestTemp, manifestName + "/x", long, "a/" + long, string(bytes.Repeat([]byte("a/"), 600)) + "a",
+		string(bytes.Repeat([]byte("a/"), maxDepth)) + "a",
 	}
 	fs := vfs.NewMem()
 	s := mustOpen(t, fs, small())
@@ -172,7 +173,7 @@ func TestNames(t *testing.T) {
 		require.ErrorIs(t, err, ErrManifest, "%q", name)
 		require.Equal(t, before, fs.Digest())
 	}
-	for _, name := range []string{"a", "..a", "a..", ".hidden", "a/b/c", "ä", long[1:], manifestName + "x"} {
+	for _, name := range []string{"a", "..a", "a..", ".hidden", "a/b/c", "ä", long[1:], manifestName + "x", string(bytes.Repeat([]byte("a/"), maxDepth-1)) + "a"} {
 		require.NoError(t, checkName(name), "%q", name)
 	}
 	for _, clash := range [][]string{{"a", "a"}, {"a", "a/b"}, {"a/b/c", "a/b"}, {"a/b/c", "a"}} {
@@ -183,6 +184,47 @@ func TestNames(t *testing.T) {
 		require.NoError(t, set.add(clash[1]), "%q", clash)
 	}
 	require.Empty(t, indexes(s))
+}
+
+// What is behind a symbolic link is not the snapshot's: others may delete it, and then there would be no snapshot any more.
+func TestSymbolicLinksAreNoFiles(t *testing.T) {
+	elsewhere := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "f"), []byte("data"), 0o644))
+	for name, write := range map[string]func(t *testing.T, w *Writer){
+		"a file": func(t *testing.T, w *Writer) {
+			require.NoError(t, os.Symlink(filepath.Join(elsewhere, "f"), filepath.Join(w.Path(), "link")))
+			require.NoError(t, w.AddFile("link", nil))
+		},
+		"a directory": func(t *testing.T, w *Writer) {
+			require.NoError(t, os.Symlink(elsewhere, filepath.Join(w.Path(), "link")))
+			require.NoError(t, w.AddFile("link/f", nil))
+		},
+		"a directory that a file is created in": func(t *testing.T, w *Writer) {
+			require.NoError(t, os.Symlink(elsewhere, filepath.Join(w.Path(), "link")))
+			require.NoError(t, saveFile(w, "link/sub/new", []byte("x")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Open(vfs.OS{}, t.TempDir(), small())
+			require.NoError(t, err)
+			w, err := s.NewWriter()
+			require.NoError(t, err)
+			require.NoError(t, saveFile(w, "good", []byte("x")))
+			r, err := w.Commit(metaOf(10), 7)
+			require.NoError(t, err)
+			require.NoError(t, r.Close())
+			w, err = s.NewWriter()
+			require.NoError(t, err)
+			write(t, w)
+			_, err = w.Commit(metaOf(20), 7)
+			require.ErrorContains(t, err, `"link" is a symbolic link`)
+			require.NoError(t, s.Prune())
+			require.Equal(t, []int64{10}, indexes(s))
+			content, err := os.ReadFile(filepath.Join(elsewhere, "f"))
+			require.NoError(t, err)
+			require.Equal(t, "data", string(content))
+		})
+	}
 }
 
 // Only a newer snapshot is accepted, and one Writer at a time.

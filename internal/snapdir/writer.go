@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -13,15 +14,7 @@ import (
 	"github.com/graft-raft/graft/raftpb"
 )
 
-const (
-	writeBuffer = 256 << 10
-
-	// syncEvery bounds how much of a file is synced at once: a sync of a gigabyte
-	// would hold up everybody else's. What was written out leaves little to be synced,
-	// and syncOutEvery only bounds what a power cut takes of it.
-	syncEvery    = 32 << 20
-	syncOutEvery = 256 << 20
-)
+const writeBuffer = 256 << 10
 
 // Writer makes a snapshot. Any error, also one of a file's Write or Close that
 // nobody looked at, makes Commit fail: a snapshot that lacks something is none.
@@ -292,6 +285,9 @@ func seal(fs vfs.FS, dir string, m *manifest) error {
 
 // complete fills in what the manifest says of a file, which is durable then.
 func (w *Writer) complete(d *draft) error {
+	if err := w.ownFile(d.Name); err != nil {
+		return err
+	}
 	if d.writer != nil {
 		if !d.writer.done() {
 			return fmt.Errorf("file %q is not closed", d.Name)
@@ -319,6 +315,20 @@ func (w *Writer) complete(d *draft) error {
 	return errors.Join(err, f.Close())
 }
 
+// ownFile fails if a file, or a directory above it, is elsewhere: behind a symbolic link is what others may change or delete.
+func (w *Writer) ownFile(name string) error {
+	for at := name; at != "."; at = path.Dir(at) {
+		info, err := w.store.fs.Lstat(filepath.Join(w.dir, at))
+		if err != nil {
+			return err
+		}
+		if info.Mode()&os.ModeSymlink != 0 {
+			return fmt.Errorf("file %q: %q is a symbolic link; a snapshot has its files itself", name, at)
+		}
+	}
+	return nil
+}
+
 // FileWriter writes one file of a snapshot and hashes it on the way.
 //
 // Invariants: f is open until closed; off counts what is written, buf follows it.
@@ -334,6 +344,7 @@ type FileWriter struct {
 	f        vfs.File
 	buf      []byte
 	off      int64
+	leaving  span // is being written out
 	unsynced int64
 	err      error
 	closed   bool
@@ -353,9 +364,10 @@ func (f *FileWriter) Write(p []byte) (int, error) {
 	n := 0
 	for len(p) > 0 && f.err == nil {
 		if len(f.buf) == 0 && len(p) >= writeBuffer {
-			f.flush(p)
-			n += len(p)
-			break
+			f.flush(p[:writeBuffer])
+			p = p[writeBuffer:]
+			n += writeBuffer
+			continue
 		}
 		part := min(len(p), writeBuffer-len(f.buf))
 		f.buf = append(f.buf, p[:part]...)
@@ -372,23 +384,17 @@ func (f *FileWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// syncDue reports whether a file is to be synced of which so many bytes were written since the last time; out says
-// that they are written out as they come.
-func syncDue(unsynced int64, out bool) bool {
-	if out {
-		return unsynced >= syncOutEvery
-	}
-	return unsynced >= syncEvery
-}
-
 // flush writes p at the end of the file.
 func (f *FileWriter) flush(p []byte) {
 	n, err := f.f.WriteAt(p, f.off)
-	out := false
+	piece, out := span{f.off, f.off + int64(n)}, false
 	if err == nil {
-		out, err = vfs.WriteOut(f.f, f.off, int64(n))
+		out, err = writeOut(f.f, piece, f.leaving)
 	}
-	f.off += int64(n)
+	f.leaving, f.off = span{}, piece.hi
+	if out {
+		f.leaving = piece
+	}
 	f.unsynced += int64(n)
 	if err == nil && syncDue(f.unsynced, out) {
 		f.unsynced = 0

@@ -255,6 +255,9 @@ func (op *entryOp) apply(of func(dir *inode) map[string]*inode) {
 	}
 }
 
+// Lstat is Stat: there are no symbolic links.
+func (m *Mem) Lstat(name string) (os.FileInfo, error) { return m.Stat(name) }
+
 // Stat describes a name; see FS. There is no clock, so the time is zero.
 func (m *Mem) Stat(name string) (os.FileInfo, error) {
 	var info memInfo

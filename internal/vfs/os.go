@@ -67,8 +67,13 @@ func (OS) ReadDir(dir string) ([]string, error) {
 }
 
 // Stat describes a name; see FS.
-func (OS) Stat(name string) (os.FileInfo, error) {
-	info, err := os.Stat(name)
+func (OS) Stat(name string) (os.FileInfo, error) { return stat(os.Stat, name) }
+
+// Lstat describes a name, or a symbolic link; see FS.
+func (OS) Lstat(name string) (os.FileInfo, error) { return stat(os.Lstat, name) }
+
+func stat(f func(name string) (os.FileInfo, error), name string) (os.FileInfo, error) {
+	info, err := f(name)
 	if err != nil {
 		return nil, pathError("stat", name, err)
 	}

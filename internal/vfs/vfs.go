@@ -67,6 +67,8 @@ type FS interface {
 	ReadDir(dir string) ([]string, error)
 	// Stat describes name.
 	Stat(name string) (os.FileInfo, error)
+	// Lstat describes name, and of a symbolic link the link itself.
+	Lstat(name string) (os.FileInfo, error)
 	// SyncDir makes the entries of dir durable. See NotOpened.
 	SyncDir(dir string) error
 	// Lock takes the exclusive lock on name, making the file if it lacks, and
@@ -75,17 +77,30 @@ type FS interface {
 	Lock(name string) (io.Closer, error)
 }
 
-// WriteOut has the n bytes at off written to the disk, where the system knows how, waits until
-// they are, and reports whether that was done. It makes nothing durable, but a Sync that follows
-// has less to do and holds up those of other files less. An error says what one of Sync says.
-func WriteOut(f File, off, n int64) (bool, error) {
-	if o, ok := f.(interface {
-		writeOut(off, n int64) (bool, error)
-	}); ok {
-		out, err := o.writeOut(off, n)
-		return out, pathError("sync", f.Name(), err)
+// outWriter is a file that can be written out.
+type outWriter interface {
+	beginWriteOut(off, n int64) (bool, error)
+	writeOut(off, n int64) error
+}
+
+// BeginWriteOut has the system begin to write the n bytes at off to the disk, where it knows how,
+// and reports whether it does.
+func BeginWriteOut(f File, off, n int64) (bool, error) {
+	if o, ok := f.(outWriter); ok && n > 0 { // to the system 0 means all there is
+		begun, err := o.beginWriteOut(off, n)
+		return begun, pathError("sync", f.Name(), err)
 	}
 	return false, nil
+}
+
+// WriteOut waits until the n bytes at off, of which BeginWriteOut has said that it is writing them, are on
+// the disk. That makes nothing durable, but a Sync that follows has less to do and holds up those of
+// other files less. An error says what one of Sync says.
+func WriteOut(f File, off, n int64) error {
+	if o, ok := f.(outWriter); ok && n > 0 {
+		return pathError("sync", f.Name(), o.writeOut(off, n))
+	}
+	return nil
 }
 
 // File is an open file.

@@ -273,19 +273,40 @@ func (k *keeper) begin(need int64) (*making, error) {
 			return nil, k.putBack(m, err)
 		}
 		seg.size = max(b.size, seg.size)
-	} else if k.eager > 0 {
-		k.eager--
-		seg.size = min(seg.size, eagerSize)
+	} else {
+		if k.eager > 0 {
+			k.eager--
+			seg.size = min(seg.size, eagerSize)
+		}
+		if err := k.create(seg.path); err != nil {
+			return nil, k.scrap(m, err)
+		}
 	}
-	file, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
+	file, err := k.s.o.FS.OpenFile(seg.path, os.O_RDWR, 0)
+	if err != nil && m.reused {
 		return nil, k.putBack(m, err)
+	}
+	if err != nil {
+		return nil, k.scrap(m, err)
 	}
 	m.file = file
 	if err := k.reserve(m, need); err != nil {
 		return nil, k.scrap(m, err)
 	}
 	return m, nil
+}
+
+// create makes an empty file whose name is durable: now and not when all of it is, since a sync of the directory that fails
+// meanwhile, for the removal of other files, might take this name too. It keeps no descriptor, and never has two.
+func (k *keeper) create(path string) error {
+	f, err := k.s.o.FS.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	return k.s.o.FS.SyncDir(k.s.o.Dir)
 }
 
 // putBack keeps the file of a segment that is not made after all, and passes err on.
@@ -378,7 +399,7 @@ func (m *making) zero() error {
 	return m.file.Sync()
 }
 
-// finish makes the segment's header, name and space durable.
+// finish makes the segment's header and space durable. Its name is already.
 func (k *keeper) finish(m *making) error {
 	h := segmentHead{store: k.s.id.store, seq: m.seg.seq, inc: m.seg.inc, written: m.seg.written}
 	if _, err := m.file.WriteAt(h.encode(), 0); err != nil {
@@ -389,21 +410,13 @@ func (k *keeper) finish(m *making) error {
 	}
 	file := m.file
 	m.file = nil
-	if err := file.Close(); err != nil {
-		return err
-	}
-	return k.s.o.FS.SyncDir(k.s.o.Dir)
+	return file.Close()
 }
 
 func (k *keeper) giveUp(err error, now time.Time) {
 	m := k.making
 	k.making = nil
-	if vfs.NotOpened(err) { // only its name is not durable, which it will be under the next one
-		k.blanks = append(k.blanks, blank{path: m.seg.path, size: m.seg.size, written: m.seg.written})
-	} else {
-		err = k.scrap(m, err)
-	}
-	k.fail(err, now)
+	k.fail(k.scrap(m, err), now)
 }
 
 // hand adds a prepared segment to those that the writer may take.

@@ -23,6 +23,7 @@ var tiers = map[string]tier{
 	"root":     {".", false, true, []string{"-test.failfast"}},
 	"full":     {"./internal/fulltest", false, true, []string{"-test.failfast"}},
 	"wal":      {"./internal/wal", false, true, []string{"-test.failfast"}},
+	"snapdir":  {"./internal/snapdir", false, true, []string{"-test.failfast"}},
 	"rpc":      {"./internal/rpc", false, true, []string{"-test.failfast"}},
 	"progress": {"./internal/progress", false, true, []string{"-test.failfast"}},
 	"election": {"./internal/election", false, true, []string{"-test.failfast"}},
