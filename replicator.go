@@ -60,14 +60,16 @@ type replicator struct {
 	commitSent  int64     // it was told of commits up to here
 	failures    int
 	lastErr     error // why the latest request failed
-	known       int64 // commits that the peer has learned of
-	asking      int   // heartbeats without an answer
-	rate        progress.Rate
-	watched     *catchupWatch
-	leaving     *leaveWatch
-	stopped     bool
-	batches     []entry.Batch
-	offer       snapshotOffer
+	// contradicted is behind what the peer has refused to go on though it has it; it is told once.
+	contradicted int64
+	known        int64 // commits that the peer has learned of
+	asking       int   // heartbeats without an answer
+	rate         progress.Rate
+	watched      *catchupWatch
+	leaving      *leaveWatch
+	stopped      bool
+	batches      []entry.Batch
+	offer        snapshotOffer
 
 	// The node's actor's.
 	leavingOn int64 // the configuration entry that removed the peer; 0 if it belongs to the group
@@ -548,7 +550,10 @@ func (r *replicator) refused(sent sentRequest, resp wire.AppendResponse) {
 	if sent.prev <= r.p.Match { // there is nowhere else to look
 		r.failures++
 		r.lastErr = &Error{Code: ErrCorrupt, Op: "append", Group: r.n.group, Peer: r.peer, Index: sent.prev, Err: errContradicted}
-		r.log.Error("peer refuses to go on behind entries that it has acknowledged", zap.Int64("index", sent.prev), zap.Int64("acknowledged", r.p.Match))
+		if r.contradicted != sent.prev {
+			r.contradicted = sent.prev
+			r.log.Error("peer refuses to go on behind entries that it has acknowledged", zap.Int64("index", sent.prev), zap.Int64("acknowledged", r.p.Match))
+		}
 		r.block(busyDelay)
 	}
 	r.p.Refused(sent.prev, next)

@@ -10,7 +10,7 @@ import (
 const (
 	maxNameLen    = 1024
 	maxElementLen = 255
-	maxDepth      = 32 // elements: each directory takes memory
+	maxDirs       = 1 << 20 // of a snapshot: each takes memory, and a short name may have hundreds
 )
 
 // checkName accepts names of files that stay inside a snapshot's directory on any
@@ -34,9 +34,6 @@ func checkName(name string) error {
 	if first, _, _ := strings.Cut(name, "/"); first == manifestName || first == manifestTemp {
 		reason = "the manifest's"
 	}
-	if strings.Count(name, "/") >= maxDepth {
-		reason = fmt.Sprintf("it has more than %d elements", maxDepth)
-	}
 	for element := range strings.SplitSeq(name, "/") {
 		if len(element) > maxElementLen {
 			reason = fmt.Sprintf("an element has more than %d bytes", maxElementLen)
@@ -48,10 +45,10 @@ func checkName(name string) error {
 	return nil
 }
 
-// nameSet holds the names of a snapshot's files and counts the files below each
-// directory.
+// nameSet holds the names of a snapshot's files, and of their directories with how much is
+// directly in each. So whoever goes up from a file can stop at the first directory that is there.
 //
-// Invariants: no name is both a file and a directory.
+// Invariants: no name is both a file and a directory; the directory above one that is in dirs is so too.
 //
 // Ownership: its holder's.
 type nameSet struct {
@@ -63,10 +60,11 @@ func newNameSet() *nameSet {
 	return &nameSet{files: map[string]struct{}{}, dirs: map[string]int{}}
 }
 
-// parents calls f with each directory above name inside the snapshot, the nearest first. name is in its shortest form.
-func parents(name string, f func(dir string)) {
-	for i := strings.LastIndexByte(name, '/'); i >= 0; i = strings.LastIndexByte(name[:i], '/') {
-		f(name[:i])
+// parents calls f with each directory above name inside the snapshot, the nearest first, as long as it returns true. name is in
+// its shortest form.
+func parents(name string, f func(dir string) bool) {
+	for i := strings.LastIndexByte(name, '/'); i >= 0 && f(name[:i]); {
+		i = strings.LastIndexByte(name[:i], '/')
 	}
 }
 
@@ -81,26 +79,39 @@ func (s *nameSet) add(name string) error {
 	if s.dirs[name] > 0 {
 		return fmt.Errorf("%w: %q: is a directory of others", ErrName, name)
 	}
-	clash := ""
-	parents(name, func(dir string) {
+	clash, fresh := "", 0
+	parents(name, func(dir string) bool {
 		if _, ok := s.files[dir]; ok {
 			clash = dir
 		}
+		if clash != "" || s.dirs[dir] > 0 {
+			return false
+		}
+		fresh++
+		return true
 	})
-	if clash != "" {
+	switch {
+	case clash != "":
 		return fmt.Errorf("%w: %q: %q is a file", ErrName, name, clash)
+	case len(s.dirs)+fresh > maxDirs:
+		return fmt.Errorf("%w: %q: a snapshot has at most %d directories", ErrName, name, maxDirs)
 	}
 	s.files[name] = struct{}{}
-	parents(name, func(dir string) { s.dirs[dir]++ })
+	parents(name, func(dir string) bool {
+		s.dirs[dir]++
+		return s.dirs[dir] == 1
+	})
 	return nil
 }
 
 // remove takes a name out that is in.
 func (s *nameSet) remove(name string) {
 	delete(s.files, name)
-	parents(name, func(dir string) {
-		if s.dirs[dir]--; s.dirs[dir] == 0 {
-			delete(s.dirs, dir)
+	parents(name, func(dir string) bool {
+		if s.dirs[dir]--; s.dirs[dir] > 0 {
+			return false
 		}
+		delete(s.dirs, dir)
+		return true
 	})
 }

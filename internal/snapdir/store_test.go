@@ -3,8 +3,12 @@ package snapdir
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -151,7 +155,6 @@ func TestNames(t *testing.T) {
 	bad := []string{
 		"", ".", "..", "../x", "a/../../x", "a/..", "/x", "/", "a//b", "a/./b", "a/", "./a", "a\\b", "..\\x", "c:x", "a\x00b",
 		manifestName, manifestTemp, manifestName + "/x", long, "a/" + long, string(bytes.Repeat([]byte("a/"), 600)) + "a",
-		string(bytes.Repeat([]byte("a/"), maxDepth)) + "a",
 	}
 	fs := vfs.NewMem()
 	s := mustOpen(t, fs, small())
@@ -173,7 +176,7 @@ func TestNames(t *testing.T) {
 		require.ErrorIs(t, err, ErrManifest, "%q", name)
 		require.Equal(t, before, fs.Digest())
 	}
-	for _, name := range []string{"a", "..a", "a..", ".hidden", "a/b/c", "ä", long[1:], manifestName + "x", string(bytes.Repeat([]byte("a/"), maxDepth-1)) + "a"} {
+	for _, name := range []string{"a", "..a", "a..", ".hidden", "a/b/c", "ä", long[1:], manifestName + "x", string(bytes.Repeat([]byte("a/"), 500)) + "a"} {
 		require.NoError(t, checkName(name), "%q", name)
 	}
 	for _, clash := range [][]string{{"a", "a"}, {"a", "a/b"}, {"a/b/c", "a/b"}, {"a/b/c", "a"}} {
@@ -184,6 +187,54 @@ func TestNames(t *testing.T) {
 		require.NoError(t, set.add(clash[1]), "%q", clash)
 	}
 	require.Empty(t, indexes(s))
+}
+
+// What is known of directories is the same in whatever order files come and go.
+func TestNamesComeAndGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	set, in := newNameSet(), map[string]bool{}
+	for range 20_000 {
+		depth := 1 + rng.IntN(4)
+		var parts []string
+		for range depth {
+			parts = append(parts, string(rune('a'+rng.IntN(3))))
+		}
+		name := strings.Join(parts, "/")
+		if in[name] {
+			set.remove(name)
+			delete(in, name)
+		} else if err := set.add(name); err == nil {
+			in[name] = true
+		}
+		dirs, clash := map[string]bool{}, false
+		for file := range in {
+			for dir := path.Dir(file); dir != "."; dir = path.Dir(dir) {
+				dirs[dir] = true
+				clash = clash || in[dir]
+			}
+		}
+		require.False(t, clash)
+		require.Len(t, set.files, len(in))
+		require.Len(t, set.dirs, len(dirs))
+		for dir := range dirs {
+			require.Positive(t, set.dirs[dir], dir)
+		}
+	}
+}
+
+// A manifest of another node takes no more memory for directories than that: short names may have hundreds each.
+func TestTooManyDirectories(t *testing.T) {
+	deep := strings.Repeat("a/", 500)
+	set, err := newNameSet(), error(nil)
+	n := 0
+	for ; err == nil && n < maxDirs; n++ {
+		err = set.add(fmt.Sprintf("%d/%sf", n, deep))
+	}
+	require.ErrorIs(t, err, ErrName)
+	require.ErrorContains(t, err, "directories")
+	require.Equal(t, maxDirs/501+1, n)
+	require.LessOrEqual(t, len(set.dirs), maxDirs)
+	require.NoError(t, set.add("0/"+deep+"another"), "that needs no more")
 }
 
 // What is behind a symbolic link is not the snapshot's: others may delete it, and then there would be no snapshot any more.

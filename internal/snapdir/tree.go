@@ -126,11 +126,13 @@ func syncDirs(fs vfs.FS, root string, files []File) error {
 	seen := map[string]bool{}
 	var dirs []string
 	for i := range files {
-		parents(files[i].Name, func(dir string) {
-			if !seen[dir] {
-				seen[dir] = true
-				dirs = append(dirs, dir)
+		parents(files[i].Name, func(dir string) bool {
+			if seen[dir] {
+				return false
 			}
+			seen[dir] = true
+			dirs = append(dirs, dir)
+			return true
 		})
 	}
 	slices.SortFunc(dirs, func(a, b string) int {
