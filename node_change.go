@@ -331,16 +331,17 @@ func (n *Node) advance() {
 	if n.readyAt.IsZero() {
 		n.readyAt = n.now
 	}
-	silent, mute := n.missingIn(n.ctx.conf, false), n.missingIn(n.ctx.conf, true)
+	silent, mute := n.missingIn(n.ctx.conf, (*replicator).answers), n.missingIn(n.ctx.conf, (*replicator).canVote)
 	if mute == nil { // those who vote now may be all there are until the change is over
-		mute = n.missingIn(n.conf.conf, true)
+		mute = n.missingIn(n.conf.conf, (*replicator).canVote)
 	}
+	behind := n.missingIn(n.ctx.conf, n.keepsUp)
 	unknown, some := n.unknownProtocol(n.ctx.conf)
 	braft, mixed := n.withoutLearners(n.ctx.conf) // it may have been unknown when the change began
 	switch {
 	case mixed:
 		n.doConf(n.ctx.Fail(noLearners(braft)))
-	case silent == nil && mute == nil && !some:
+	case silent == nil && mute == nil && behind == nil && !some:
 		n.dirty = true
 		n.doConf(n.ctx.Proceed(n.o.AlwaysJoint))
 	case n.now.Sub(n.ledAt) < n.o.ElectionTimeout, // they may not have had the time to answer
@@ -352,24 +353,33 @@ func (n *Node) advance() {
 	case some:
 		n.doConf(n.ctx.Fail(&Error{Code: ErrUnreachable, Peer: unknown, Err: errors.New(
 			"it has not answered this leader yet, and perhaps " + braftOnly + "; wait for it, or remove it first")}))
+	case mute == nil:
+		n.doConf(n.ctx.Fail(&Error{Code: ErrCatchup, Peer: behind[0], Err: fmt.Errorf(
+			"no majority of the new configuration takes entries any more, and with it the group would stand still; behind: %s", joinPeers(behind))}))
 	default:
 		n.doConf(n.ctx.Fail(&Error{Code: ErrUnreachable, Peer: mute[0], Err: fmt.Errorf(
 			"no majority votes freely yet: these began with an empty disk and wait to be brought up to date: %s", joinPeers(mute))}))
 	}
 }
 
-// missingIn lists the voters that have not answered for an election timeout, or cannot vote yet if that is asked, if a
-// majority is not left without them.
-func (n *Node) missingIn(conf Configuration, voting bool) (missing []PeerID) {
+// answers reports whether the peer has answered in this leadership.
+func (r *replicator) answers() bool { return r.heard.Load() }
+
+// keepsUp reports whether a peer that does not vote yet still takes entries: one that has caught up may have been waiting for others
+// ever since, and answers heartbeats though its disk is full.
+func (n *Node) keepsUp(r *replicator) bool {
+	return n.conf.conf.ContainsVoter(r.peer) || n.lm.lastIndex() <= n.box.acknowledgedBy(r.peer)+int64(n.o.CatchupMargin) ||
+		n.now.Sub(r.grown()) < n.o.ElectionTimeout
+}
+
+// missingIn lists the voters that have not answered for an election timeout, or are not what else is asked, if a majority is not
+// left without them.
+func (n *Node) missingIn(conf Configuration, is func(*replicator) bool) (missing []PeerID) {
 	heard := newBallot(confEntry{conf: conf})
 	heard.grant(n.peer)
 	for _, p := range conf.Voters() {
 		r := n.replicators[p.ID()]
-		ok := r != nil && r.heard.Load() && n.now.Sub(r.contact()) < n.o.ElectionTimeout
-		if ok && voting {
-			ok = r.canVote()
-		}
-		if ok {
+		if r != nil && r.heard.Load() && n.now.Sub(r.contact()) < n.o.ElectionTimeout && is(r) {
 			heard.grant(p)
 		} else if !p.Same(n.peer) {
 			missing = append(missing, p)

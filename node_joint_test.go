@@ -317,6 +317,38 @@ func TestADeadNewMajorityIsRefused(t *testing.T) {
 	c.settled(c.voters(2, 3), 2, 3)
 }
 
+// So it is refused if a peer that had caught up long ago takes nothing any more when the last one has: heartbeats, which it answers, are not
+// enough to commit anything.
+func TestANewMajorityThatTakesNothingAnyMoreIsRefused(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 3, 5, NodeOptions{ElectionTimeout: patient, CatchupTimeout: 4 * time.Second, CatchupMargin: 1})
+	c.startLed()
+	c.proposeMany("a", 5)
+	c.net.set(noEntries(4))
+	change := c.change(0, c.voters(3, 4))
+	c.status(0, func(s Status) bool {
+		f, ok := s.follower(c.peer(3))
+		return ok && f.Match == s.LastIndex && !f.CatchingUp
+	}, "the first does not catch up")
+	c.net.set(noEntries(3, 4))
+	c.proposeMany("b", 5)
+	n := c.nodes[0]
+	n.post(func() { n.replicators[c.peer(3).ID()].grownAt.Store(-int64(time.Hour)) }) // as if that were long ago
+	c.net.set(noEntries(3))
+	err := change.wait()
+	assert.ErrorIs(t, err, ErrCatchup)
+	assert.ErrorContains(t, err, "takes entries")
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	assert.True(t, e.Peer.Same(c.peer(3)), err)
+	assert.Equal(t, StageNone, n.Status().Stage)
+	assert.Equal(t, "0,1,2", c.name(n.Status().Conf))
+	c.propose("writes go on")
+	c.net.set()
+	c.eventually(func() bool { return c.change(0, c.voters(3, 4)).wait() == nil }, "they do not join")
+	c.settled(c.voters(3, 4), 3, 4)
+}
+
 // The same, but the new majority dies after the joint configuration is in the log: the leader steps down, and
 // the change is finished without a client when they are back.
 func TestADeadNewMajorityEndsALeadershipInAJointConfiguration(t *testing.T) {

@@ -38,6 +38,7 @@ type replicator struct {
 	cold       atomic.Bool  // the next step is likely to need the disk
 	resting    atomic.Bool  // nothing is on the way: a new commit index needs a nudge
 	lastAnswer atomic.Int64 // when the latest answered request was sent, by the host's clock
+	grownAt    atomic.Int64 // when it was known to store more than before
 	heard      atomic.Bool  // it has answered anything
 	braft      atomic.Bool  // its answers are not a graft node's
 	voteless   atomic.Bool  // it says that it does not vote freely yet
@@ -62,6 +63,7 @@ type replicator struct {
 	lastErr     error // why the latest request failed
 	// contradicted is behind what the peer has refused to go on though it has it; it is told once.
 	contradicted int64
+	most         int64 // that it was known to store
 	known        int64 // commits that the peer has learned of
 	asking       int   // heartbeats without an answer
 	rate         progress.Rate
@@ -183,6 +185,11 @@ func (r *replicator) canVote() bool { return r.heard.Load() && !r.voteless.Load(
 
 func (r *replicator) contact() time.Time {
 	return r.n.host.base.Add(time.Duration(r.lastAnswer.Load()))
+}
+
+// grown is when the peer was known to store more than before.
+func (r *replicator) grown() time.Time {
+	return r.n.host.base.Add(time.Duration(r.grownAt.Load()))
 }
 
 func (r *replicator) interval() time.Duration {
@@ -633,6 +640,10 @@ var errSenseless = errors.New("the answer makes no sense")
 func (r *replicator) publish() {
 	_, bytes := r.p.Inflight()
 	rate := r.rate.Observe(r.now, r.p.Match)
+	if r.p.Match > r.most {
+		r.most = r.p.Match
+		r.grownAt.Store(int64(r.now.Sub(r.n.host.base)))
+	}
 	r.status.Lock()
 	defer r.status.Unlock()
 	r.status.FollowerStatus = FollowerStatus{

@@ -236,6 +236,9 @@ func (r *replicator) installFailed(rep rpc.Reply) {
 	r.failedWith(rep)
 	r.log.Info("peer has not installed the snapshot", zap.Int64("index", r.offer.index()), zap.Error(r.lastErr))
 	r.attemptOver()
+	if w := r.watched; w != nil && rep.Err == nil && Code(rep.Code) != ErrBusy && Code(rep.Code) != codeInterrupted {
+		w.fruitless++
+	}
 	switch code := Code(rep.Code); {
 	case rep.Err != nil: // what it has copied is of use, and it may be copying still
 	case code == ErrNoSpace: // another one would need it as well
@@ -302,9 +305,14 @@ func (r *replicator) checkInstall(w *catchupWatch) {
 	if r.offer.lent != nil {
 		served = r.offer.lent.served.Load()
 	}
-	w.Received(r.now, max(served, r.copied.done.Load()))
-	// braft does not say what it is at: that it answers has to do.
-	if at := r.contact(); (r.copied.loads.Load() || r.copied.total.Load() == 0) && at.After(w.alive) {
+	bytes, loads := max(served, r.copied.done.Load()), r.copied.loads.Load()
+	w.Received(r.now, bytes)
+	if bytes > w.installed || loads {
+		w.installed, w.fruitless = max(w.installed, bytes), 0
+	}
+	// braft does not say what it is at: that it answers has to do. So it is with one that looks at what an earlier copy has left.
+	unknown := r.copied.total.Load() == 0 && w.fruitless < maxFruitless
+	if at := r.contact(); (loads || unknown) && at.After(w.alive) {
 		w.alive = at
 		w.Works(r.now)
 	}

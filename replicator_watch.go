@@ -21,7 +21,13 @@ type catchupWatch struct {
 	lag    int64
 	lookAt time.Time // when to compare the lag with what it was
 	alive  time.Time // of the latest answer while it was at something that has no measure
+
+	fruitless int   // attempts to install in a row that failed, and of which nothing was left
+	installed int64 // bytes that it had of a snapshot at most
 }
+
+// maxFruitless is how many such attempts in a row count as being at something.
+const maxFruitless = 3
 
 const (
 	// paceCheck is how long a pace is kept before it is judged.
