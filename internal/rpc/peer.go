@@ -443,7 +443,7 @@ func (p *peer) greet() {
 // introduced takes the answer to a Hello.
 func (p *peer) introduced(r Reply) {
 	var hello raftpb.HelloResponse
-	if r.Err != nil || r.Code != 0 || proto.Unmarshal(r.Message, &hello) != nil {
+	if r.Err != nil || r.Code != 0 || len(r.Message) > maxHello || proto.Unmarshal(r.Message, &hello) != nil {
 		return // not a graft process, or not any more: nothing is learned
 	}
 	p.mu.Lock()

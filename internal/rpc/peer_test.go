@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -464,6 +465,21 @@ func TestHelloToBraft(t *testing.T) {
 		}
 		require.Zero(t, downs)
 		require.Empty(t, client.Stats().Ended[ReasonMagic])
+	})
+}
+
+// TestHelloIsSmall: what anybody may send is not decoded if it is more than it can be.
+func TestHelloIsSmall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		client := boot(t, n, "client", 1)
+		boot(t, n, "server", 2)
+		for _, size := range []int{100, maxHello, maxHello + 1, 1 << 20} {
+			r := <-ask(client, "server", Call{Service: helloService, Method: helloMethod, Message: [][]byte{make([]byte, size)}})
+			require.NoError(t, r.Err)
+			require.EqualValues(t, 1003, r.Code, "it is none in any case")
+			require.Equal(t, size > maxHello, strings.Contains(r.Text, "at most"), r.Text)
+		}
 	})
 }
 

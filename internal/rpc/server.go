@@ -18,6 +18,8 @@ import (
 const (
 	helloService = "graft.NodeService"
 	helloMethod  = "Hello"
+	// maxHello bounds a Hello, and the answer to one, before it is decoded: anybody may send one.
+	maxHello = 4 << 10
 )
 
 // maxNames bounds the service and method names that a connection remembers.
@@ -229,6 +231,10 @@ func (c *serverConn) write() {
 // hello answers a process that introduces itself.
 func (c *serverConn) hello(r *Request) {
 	var asked raftpb.HelloRequest
+	if len(r.Message) > maxHello {
+		r.Fail(codeBadRequest, fmt.Sprintf("Hello has %d bytes, at most %d are allowed", len(r.Message), maxHello))
+		return
+	}
 	if err := proto.Unmarshal(r.Message, &asked); err != nil {
 		r.Fail(codeBadRequest, "Fail to parse request message: "+strings.ToValidUTF8(err.Error(), "?"))
 		return

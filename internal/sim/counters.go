@@ -10,8 +10,8 @@ import (
 // too quiet to find anything. Every field is an int64.
 type Counters struct {
 	// What the network did.
-	Messages, Lost, Duplicated, Reordered, Spikes, Cuts, CutOff, Resets, Refused, Timeouts int64
-	LateAnswers, LateForDead, Downs, Lulls                                                 int64
+	Messages, Lost, Duplicated, Reordered, Spikes, Queued, Cuts, CutOff, Resets, Refused, Timeouts int64
+	LateAnswers, LateForDead, Downs, Lulls                                                         int64
 
 	// What was done to machines.
 	PowerCuts, Kills, CutsAtOp, CutsInRecovery, Restarts, Stops, Vanished, Wipes, Freezes, SlowDisks, RateChanges int64

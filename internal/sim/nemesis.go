@@ -339,11 +339,11 @@ func (m *machine) empty() {
 func (c *Cluster) heal() {
 	c.healed = true
 	c.hist.note(-1, "everything heals")
-	c.net.o.Loss, c.net.o.Dup, c.net.o.Reorder, c.net.o.Spike = 0, 0, 0, 0
+	c.net.o.Loss, c.net.o.Dup, c.net.o.Reorder, c.net.o.Spike, c.net.o.Bandwidth = 0, 0, 0, 0, 0
 	c.o.Load.SlowApp = 0
 	c.mend()
 	for i := range c.net.links { // what is late comes late, and nothing waits for it
-		c.net.links[i].last, c.net.links[i].delay = c.sim.Now(), 0
+		c.net.links[i].last, c.net.links[i].free, c.net.links[i].delay = c.sim.Now(), c.sim.Now(), 0
 	}
 	for _, m := range c.machines {
 		m.slow, m.rate, m.cutIn, m.failIn, m.cutStarts = false, 1, 0, 0, 0

@@ -18,7 +18,12 @@ type NetOptions struct {
 	Reorder float64       // overtakes what was sent before
 	Spike   float64       // takes long
 	Long    time.Duration // how long at most
+	// Bandwidth is how many bytes a second each direction between two machines carries; 0: any number.
+	Bandwidth int64
 }
+
+// longestQueue is how long a message waits at most for those before it; what comes then is lost, as when a connection ends.
+const longestQueue = 5 * time.Second
 
 // Network joins simulated processes. It carries encoded frames.
 //
@@ -62,6 +67,7 @@ type endpoint struct {
 type link struct {
 	cut   bool
 	last  time.Time     // when the latest message in order arrives
+	free  time.Time     // when all that was sent has left
 	delay time.Duration // more than on others
 }
 
@@ -106,7 +112,7 @@ func (n *Network) latency() time.Duration {
 }
 
 // send has arrive run in the process target, once, twice or never.
-func (n *Network) send(from, to *endpoint, target *Transport, arrive func()) {
+func (n *Network) send(from, to *endpoint, target *Transport, size int, arrive func()) {
 	n.count.Messages++
 	if !n.open(from, to) {
 		n.count.CutOff++
@@ -116,17 +122,40 @@ func (n *Network) send(from, to *endpoint, target *Transport, arrive func()) {
 		n.count.Lost++
 		return
 	}
-	n.schedule(from, to, target, arrive, n.o.Reorder > 0 && n.rng.Float64() < n.o.Reorder)
+	leaves, ok := n.leave(n.link(from, to), size)
+	if !ok {
+		n.count.Lost++
+		return
+	}
+	n.schedule(from, to, target, leaves, arrive, n.o.Reorder > 0 && n.rng.Float64() < n.o.Reorder)
 	if n.o.Dup > 0 && n.rng.Float64() < n.o.Dup {
 		n.count.Duplicated++
-		n.schedule(from, to, target, arrive, n.rng.IntN(2) == 0)
+		n.schedule(from, to, target, leaves, arrive, n.rng.IntN(2) == 0)
 	}
 }
 
+// leave is how long it takes until all of a message has left, behind those before it. It reports false if that is too long.
+func (n *Network) leave(l *link, size int) (wait time.Duration, ok bool) {
+	if n.o.Bandwidth == 0 {
+		return 0, true
+	}
+	now := n.sim.Now()
+	queue := max(l.free.Sub(now), 0)
+	if queue > longestQueue {
+		return 0, false
+	}
+	if queue > 0 {
+		n.count.Queued++
+	}
+	wait = queue + time.Duration(float64(size)/float64(n.o.Bandwidth)*float64(time.Second))
+	l.free = now.Add(wait)
+	return wait, true
+}
+
 // schedule has a message arrive once. It overtakes, or is overtaken, if it is out of order.
-func (n *Network) schedule(from, to *endpoint, target *Transport, arrive func(), disorder bool) {
+func (n *Network) schedule(from, to *endpoint, target *Transport, leaves time.Duration, arrive func(), disorder bool) {
 	l := n.link(from, to)
-	at := n.sim.Now().Add(n.latency() + l.delay)
+	at := n.sim.Now().Add(leaves + n.latency() + l.delay)
 	if disorder {
 		n.count.Reordered++
 		if n.rng.IntN(4) == 0 {

@@ -144,6 +144,7 @@ func Draw(seed uint64) Options {
 	}
 	o.Load = d.load()
 	draw{rand.New(rand.NewPCG(seed, 0x77aa))}.moreFaults(&o.Faults)
+	draw{rand.New(rand.NewPCG(seed, 0xba4d))}.bandwidth(&o.Net)
 	draw{rand.New(rand.NewPCG(seed, 0x3e3b))}.membership(&o)
 	draw{rand.New(rand.NewPCG(seed, 0x5a95))}.snapshots(&o)
 	if d.chance(0.1) {
@@ -233,6 +234,12 @@ func (d draw) net() NetOptions {
 		o.Spike, o.Long = d.betweenF(0.0005, 0.05), d.between(20*time.Millisecond, 10*time.Second)
 	}
 	return o
+}
+
+func (d draw) bandwidth(o *NetOptions) {
+	if d.chance(0.15) {
+		o.Bandwidth = int64(d.betweenF(32<<10, 4<<20))
+	}
 }
 
 func (d draw) faults() Faults {

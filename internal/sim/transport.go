@@ -138,7 +138,7 @@ func (t *Transport) Call(address string, c rpc.Call) {
 		return
 	}
 	bytes, target := encodeCall(&c, p.id), to.t
-	t.net.send(t.at, to, target, func() { target.receive(t, bytes) })
+	t.net.send(t.at, to, target, len(bytes), func() { target.receive(t, bytes) })
 }
 
 // refused is what becomes of a call to a machine on which no process runs.
@@ -204,7 +204,7 @@ func (t *Transport) receive(from *Transport, bytes []byte) {
 			}
 			t.net.tap.answered(t.at.index, from.at.index, asked, at, code, message)
 			answer := encodeAnswer(code, text, id, message, attachment)
-			t.net.send(t.at, from.at, from, func() { from.receive(t, answer) })
+			t.net.send(t.at, from.at, from, len(answer), func() { from.receive(t, answer) })
 		})
 	if t.o.Serve != nil && !t.closed {
 		t.o.Serve(req)

@@ -103,7 +103,7 @@ func ParseAppendRequest(msg, attachment []byte) (AppendRequest, error) {
 		if msg[at] == tagEntry {
 			end, ok := metas.run(at)
 			if !ok {
-				return AppendRequest{}, malformed("entry", protowire.ConsumeFieldValue(fieldEntry, protowire.BytesType, msg[at+1:]))
+				return AppendRequest{}, malformed("entry", protowire.ConsumeFieldValue(fieldEntry, protowire.BytesType, msg[end+1:]))
 			}
 			at = end
 			continue

@@ -194,6 +194,7 @@ func TestRequestRefuses(t *testing.T) {
 		"cut tag":             append(good.encode(), 0x80),
 		"cut entry tag":       append(good.encode(), tagEntry),
 		"entry past the end":  append(good.encode(), tagEntry, 2, 1),
+		"cut second entry":    append(good.encode(), tagEntry, 0, tagEntry, 5, 8),
 		"huge entry":          append(good.encode(), tagEntry, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f),
 		"entry size overflow": append(good.encode(), tagEntry, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f),
 		"long group id":       append(good.encode(), tagGroupID, 0xff, 0xff, 0xff, 0xff, 0x0f),
@@ -208,6 +209,7 @@ func TestRequestRefuses(t *testing.T) {
 	} {
 		_, err := ParseAppendRequest(msg, nil)
 		require.ErrorIs(t, err, ErrMalformed, name)
+		require.NotContains(t, err.Error(), "%!", name)
 	}
 	_, err := ParseAppendRequest(good.encode(), nil)
 	require.NoError(t, err)
