@@ -2,6 +2,7 @@ package sim
 
 import (
 	"testing"
+	"time"
 )
 
 // TestTopologies makes networks in which not everybody reaches everybody: within ten election timeouts there is one leader,
@@ -122,4 +123,26 @@ func (s *Scenario) Equal() {
 		}
 		return true
 	})
+}
+
+// TestASaturatedLinkKeepsItsLeader has clients write faster than the links to both followers carry. What waits in a link holds up what comes
+// behind it, heartbeats too: there must never be so much that the leader, which both followers take entries from, believes to have lost them.
+func TestASaturatedLinkKeepsItsLeader(t *testing.T) {
+	for seed := range upTo(4) {
+		o := Quiet(seed, 3)
+		o.Net.Bandwidth = 4 << 20
+		o.Load.Writes, o.Load.MaxSize, o.MaxPendingEntries = 1000, 16<<10, 1000
+		s := Begin(o)
+		leader, term := s.Leader(), s.Term(s.Leader())
+		s.Run(20 * time.Second)
+		if s.Err() == nil && (s.Leader() != leader || s.Term(leader) != term) {
+			s.Fail("%d led in term %d, now %d leads in term %d", leader, term, s.Leader(), s.Term(s.Leader()))
+		}
+		if s.Count().Queued == 0 {
+			s.Fail("nothing had to wait")
+		}
+		if err := s.End(); err != nil {
+			t.Error(err)
+		}
+	}
 }
