@@ -403,6 +403,107 @@ func TestASilentMemberIsAskedByFewReads(t *testing.T) {
 	})
 }
 
+// fullOfRounds has member 1 confirm so many reads that member 2, which answers none of them yet, is asked no more. It returns what that one
+// was asked for.
+func (h *byHand) fullOfRounds(read func() *handRead) []*asked {
+	h.t.Helper()
+	before, committed := len(h.asked), h.node.box.index()
+	for range maxRoundCalls + 1 {
+		opened := len(h.asked)
+		r := read()
+		h.from(h.asked[opened:], 1)
+		r.gets(h.t, committed)
+	}
+	require.EqualValues(h.t, maxRoundCalls, h.roundCalls(2))
+	return h.askedOf(2, before)
+}
+
+func (h *byHand) roundCalls(member int) int32 {
+	return h.node.replicators[handPeer(member)].roundCalls.Load()
+}
+
+// askedOf is what a member was asked for since so many requests had been made.
+func (h *byHand) askedOf(member, since int) (of []*asked) {
+	for _, a := range h.asked[since:] {
+		if a.to == handPeer(member).Address {
+			of = append(of, a)
+		}
+	}
+	return of
+}
+
+// L11: a round asks a member later that it has skipped because of what that one had not answered yet. Whoever has confirmed reads faster may be
+// dead, and the member the only one who can: reads would stand still until the round is given up.
+func TestARoundAsksLaterWhomItSkipped(t *testing.T) {
+	for what, answer := range map[string]func(h *byHand, a *asked){
+		"as it answers": func(h *byHand, a *asked) { h.answer([]*asked{a}) },
+		"as what it was asked for times out": func(_ *byHand, a *asked) {
+			a.over = true
+			a.Done(rpc.Reply{Err: rpc.ErrTimeout})
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			eachReader(t, 3, func(t *testing.T, h *byHand, read func() *handRead) {
+				began, committed := h.sim.Now(), h.node.box.index()
+				old := h.fullOfRounds(read)
+				require.Len(t, old, maxRoundCalls)
+				before := len(h.asked)
+				var rounds [maxRounds]*handRead
+				for i := range rounds {
+					rounds[i] = read()
+				}
+				late := read()
+				require.Len(t, h.askedOf(1, before), maxRounds, "requests to whom the rounds do not skip")
+				require.Empty(t, h.askedOf(2, before), "requests to whom they do")
+
+				for i, a := range old {
+					answer(h, a)
+					h.rest()
+					asks := min(i+1, maxRounds)
+					require.Len(t, h.askedOf(2, before), asks, "requests after %d answers, one for each round at most", i+1)
+					require.EqualValues(t, maxRoundCalls-(i+1)+asks, h.roundCalls(2), "requests of rounds without an answer")
+				}
+				for i, a := range h.askedOf(2, before) {
+					rounds[i].waits(t, "by answers to rounds that were over")
+					h.from([]*asked{a}, 2)
+					rounds[i].gets(t, committed)
+				}
+				h.from(h.askedOf(2, before)[maxRounds:], 2)
+				late.gets(t, committed)
+				require.Len(t, h.askedOf(2, before), maxRounds+1, "requests of three rounds")
+				assert.Less(t, h.sim.Now().Sub(began), h.node.quorumInterval(), "else the rounds may have been given up")
+				assert.Zero(t, h.roundCalls(2), "requests of rounds without an answer")
+			})
+		})
+	}
+}
+
+// L11: a round asks nobody any more once it is over.
+func TestARoundThatIsOverAsksNobody(t *testing.T) {
+	t.Run("it is confirmed", func(t *testing.T) {
+		eachReader(t, 3, func(t *testing.T, h *byHand, read func() *handRead) {
+			old := h.fullOfRounds(read)
+			before := len(h.asked)
+			h.from(old, 2)
+			require.Empty(t, h.askedOf(2, before), "requests of rounds that are over")
+			require.Zero(t, h.roundCalls(2))
+		})
+	})
+	t.Run("its leadership has ended", func(t *testing.T) {
+		eachReader(t, 3, func(t *testing.T, h *byHand, read func() *handRead) {
+			old := h.fullOfRounds(read)
+			before, r := len(h.asked), read()
+			peer := h.node.replicators[handPeer(2)]
+			h.node.post(func() { h.node.stepDown(h.node.term+1, &Error{Code: ErrHigherTerm}) })
+			h.rest()
+			require.ErrorIs(t, r.err, ErrNotLeader)
+			h.from(old, 2)
+			require.Empty(t, h.askedOf(2, before), "requests of a leadership that has ended")
+			require.Zero(t, peer.roundCalls.Load())
+		})
+	})
+}
+
 // L2: the answer to what a follower has asked the leader for is for those who had begun before it asked. Whoever came later gets what the
 // leader says to a request of his own, and waits until it is applied here.
 func TestAReadJoinsNoForwardUnderWay(t *testing.T) {

@@ -148,7 +148,8 @@ const (
 	// another.
 	roundRetry = 1
 	// maxRoundCalls is how many requests of rounds a member may have without an answer. One that does not answer is not
-	// asked again for each of the rounds that the others confirm meanwhile; once it has not answered these it is.
+	// asked again for each of the rounds that the others confirm meanwhile. With its next answer, or when the time of a
+	// request is over, it is asked for those that are open still: whoever has confirmed rounds faster may be dead by then.
 	maxRoundCalls = 4 * maxRounds
 )
 
@@ -216,12 +217,13 @@ func (n *Node) tellReads(reads []read, index int64, err error) {
 // Invariant: it ends once, confirmed or failed. What confirms it are answers in its
 // term to requests that were sent after it opened, matched by the calls themselves.
 //
-// Ownership: mu, a leaf lock, guards the ballot and reads.
+// Ownership: mu, a leaf lock, guards the ballot and reads; skipped is the node's actor's.
 type readRound struct {
 	n        *Node
 	term     int64
 	index    int64 // the commit index when it opened
 	openedAt time.Time
+	skipped  []*replicator // voters that had too many requests to be asked, and have not been since
 
 	mu    sync.Mutex
 	votes ballot
@@ -239,20 +241,58 @@ func (n *Node) openRound(reads []read) {
 		return
 	}
 	for _, r := range n.peersInOrder() {
-		if !n.conf.hasVoter(r.peer) || r.roundCalls.Load() >= maxRoundCalls {
-			continue
+		switch {
+		case !n.conf.hasVoter(r.peer):
+		case r.takesRound():
+			round.ask(r)
+		default:
+			round.skipped = append(round.skipped, r)
 		}
-		peer, sentAt := r, n.now
-		call := r.heartbeat(n.term)
-		r.roundCalls.Add(1)
-		call.Done = func(rep rpc.Reply) {
-			peer.roundCalls.Add(-1)
-			resp, ok := peer.parse(rep, sentAt)
-			if ok && resp.Term == round.term {
-				round.grant(peer.peer)
-			}
+	}
+}
+
+// takesRound reports whether a round may ask the member. If not, the node asks it when it has answered; see askSkipped.
+func (r *replicator) takesRound() bool {
+	if r.roundCalls.Load() < maxRoundCalls {
+		return true
+	}
+	r.skipped.Store(true)
+	return r.roundCalls.Load() < maxRoundCalls // again: an answer that has come in between may not have seen it
+}
+
+// ask has a member confirm the round.
+func (r *readRound) ask(peer *replicator) {
+	sentAt := r.n.now
+	call := peer.heartbeat(r.term)
+	peer.roundCalls.Add(1)
+	call.Done = func(rep rpc.Reply) {
+		peer.roundCalls.Add(-1)
+		resp, ok := peer.parse(rep, sentAt)
+		if ok && resp.Term == r.term {
+			r.grant(peer.peer)
 		}
-		n.host.call(r.peer, call)
+		if peer.skipped.Load() && peer.skipped.Swap(false) {
+			peer.n.post(func() { peer.n.askSkipped(peer) })
+		}
+	}
+	r.n.host.call(peer.peer, call)
+}
+
+// askSkipped asks a member that has answered for the open rounds that have skipped it.
+func (n *Node) askSkipped(r *replicator) {
+	if n.replicators[r.peer] != r {
+		return
+	}
+	for _, round := range n.rounds {
+		i := slices.Index(round.skipped, r)
+		switch {
+		case i < 0, round.isOver():
+		case r.takesRound():
+			round.skipped = slices.Delete(round.skipped, i, i+1)
+			round.ask(r)
+		default: // rounds that were opened since have asked it
+			return
+		}
 	}
 }
 

@@ -46,6 +46,7 @@ type replicator struct {
 	applied    atomic.Int64 // how far its state machine has come, as it said last
 	copied     copyNews     // how far the snapshot has come that it installs, as it said last
 	roundCalls atomic.Int32 // requests of read rounds without an answer
+	skipped    atomic.Bool  // a round did not ask it because of these: its next answer is news to the node
 	status     followerStatus
 
 	// The actor's.
