@@ -55,6 +55,7 @@ type replicator struct {
 	life        uint64 // of the peer: another one began whenever it had lost its disk
 	calls       int    // requests that are not answered, those included that were given up
 	callBytes   int    // of their entries
+	budget      budget // of what is on the way
 	graft       bool   // handles requests in order: they may be sent ahead of the answers
 	heartbeatAt time.Time
 	blockedTill time.Time
@@ -106,6 +107,9 @@ const (
 	givenUp = 2
 	// braftEntries is what one request to a braft peer carries at most (braft: raft_max_entries_size).
 	braftEntries = 1024
+	// braftPace is how many bytes a second a braft peer gets at least, for as long as its connection lives. It is asked for all of a
+	// large entry again, in vain, if it is given up before it has answered; a graft peer says by itself what it has stored.
+	braftPace = 64 << 10
 )
 
 func newReplicator(n *Node, peer PeerID, last int64) *replicator {
@@ -116,6 +120,7 @@ func newReplicator(n *Node, peer PeerID, last int64) *replicator {
 	r := &replicator{
 		n: n, peer: peer.ID(), wire: name.String(), term: n.term, firstOwn: n.firstOwn,
 		log: n.log.With(zap.String("to", peer.String())), p: progress.New(last), now: n.now,
+		budget: newBudget(&n.o),
 	}
 	r.life = n.box.begin(n.term, r.peer)
 	r.touch(n.now) // it has an election timeout to answer
@@ -284,7 +289,7 @@ func (r *replicator) window() (w progress.Window, piece int) {
 	if !r.graft {
 		return w, piece
 	}
-	w.Requests = o.MaxInflightRequests
+	w.Requests, w.Bytes = o.MaxInflightRequests, r.budget.bytes
 	if r.watched != nil { // nobody waits for what it lacks: it must not get in the way of those who write
 		w.Requests, piece = min(w.Requests, r.watched.pace), min(piece, catchupPiece)
 	}
@@ -295,7 +300,7 @@ func (r *replicator) window() (w progress.Window, piece int) {
 func (r *replicator) send() {
 	for {
 		window, piece := r.window()
-		if !r.p.Room(window) || r.calls >= givenUp*window.Requests || r.callBytes >= givenUp*window.Bytes {
+		if !r.p.Room(window) || r.calls >= givenUp*window.Requests || r.callBytes >= givenUp*r.n.o.MaxInflightBytes {
 			return
 		}
 		if r.p.State == progress.Probe {
@@ -391,9 +396,14 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 	}
 	call = r.finish(call, last)
 	call.Timeout = 2 * r.n.o.ElectionTimeout
+	if !r.graft {
+		call.Timeout += time.Duration(size) * time.Second / braftPace
+	}
+	_, onTheWay := r.p.Inflight()
 	sent := sentRequest{
 		prev: prev, last: last, size: size, commit: r.commitSent, entries: len(batches) > 0,
 		generation: r.p.Generation(), life: r.life, match: r.p.Match, at: r.now,
+		onTheWay: onTheWay + size,
 	}
 	call.Done = func(rep rpc.Reply) { r.answered(sent, rep) }
 	if !r.n.lm.leads(r.term) {
@@ -410,6 +420,7 @@ func (r *replicator) sendEntries(batches []entry.Batch) bool {
 type sentRequest struct {
 	prev, last int64
 	size       int // of the entries, in bytes
+	onTheWay   int // of all of them
 	commit     int64
 	entries    bool
 	generation uint64
@@ -501,6 +512,9 @@ func (r *replicator) progress(sent sentRequest, rep rpc.Reply, resp wire.AppendR
 	r.succeeded()
 	r.graft = resp.Features&featurePipeline != 0
 	r.braft.Store(!r.graft)
+	if resp.Success && sent.entries {
+		r.budget.answered(r.now, sent.at, sent.size, sent.onTheWay)
+	}
 	if resp.Success && resp.Term == r.term && sent.life == r.life {
 		r.known = max(r.known, min(sent.commit, sent.last))
 	}
@@ -534,6 +548,9 @@ func (r *replicator) again(sent sentRequest) {
 // failed handles a request without an answer, or with an error or nonsense in its place.
 func (r *replicator) failed(sent sentRequest, rep rpc.Reply) {
 	r.failedWith(rep)
+	if sent.entries && rep.Err != nil {
+		r.budget.lost(r.now)
+	}
 	if sent.generation != r.p.Generation() {
 		return
 	}

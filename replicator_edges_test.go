@@ -236,12 +236,13 @@ func newColdLeader(t *testing.T, lost, next int) (*stage, *replicator) {
 // heard is a transport that keeps the requests of one kind.
 type heard struct {
 	rpc.Transport
-	appends []wire.AppendRequest
+	appends  []wire.AppendRequest
+	timeouts []time.Duration // of these
 }
 
 func (h *heard) Call(address string, c rpc.Call) {
 	if m, err := wire.ParseAppendRequest(slices.Concat(c.Message...), slices.Concat(c.Attachment...)); c.Method == methodAppendEntries && err == nil {
-		h.appends = append(h.appends, m)
+		h.appends, h.timeouts = append(h.appends, m), append(h.timeouts, c.Timeout)
 	}
 	h.Transport.Call(address, c)
 }
