@@ -27,6 +27,8 @@ type budget struct {
 const (
 	// budgetBegin is how many requests a budget begins with: one is on the way while another is written.
 	budgetBegin = 2
+	// budgetLeast is what it begins with at least, where requests are small: any way carries that in time.
+	budgetLeast = 64 << 10
 	// Answers that are late by less than a quickDelay-th of an ElectionTimeout allow for more, by more than a lateDelay-th for less.
 	// A delay may double until it shows, and that must be far from an ElectionTimeout.
 	quickDelay, lateDelay = 8, 4
@@ -38,7 +40,7 @@ const (
 )
 
 func newBudget(o *NodeOptions) budget {
-	least := min(budgetBegin*o.MaxAppendBytes, o.MaxInflightBytes)
+	least := min(max(budgetBegin*o.MaxAppendBytes, budgetLeast), o.MaxInflightBytes)
 	return budget{
 		least: least, most: o.MaxInflightBytes, piece: o.MaxAppendBytes, timeout: o.ElectionTimeout,
 		bytes: least, doubles: o.MaxInflightBytes, quickest: o.ElectionTimeout / longest,
