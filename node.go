@@ -589,8 +589,18 @@ func (n *Node) ended() {
 
 // aside has a callback of a user run on a goroutine that belongs to nobody else, for those that cannot wait for the state machine. A
 // step of the node may be running on the goroutine of somebody who has called Apply with a lock held that the
-// callback wants as well. The node has not ended before it has run, unless the node has ended already: that too happens there.
-func (n *Node) aside(call func()) { n.callbacks.Post(call) }
+// callback wants as well. The node has not ended before it has run, nor before what that has called back in turn, unless the
+// node has ended already.
+func (n *Node) aside(call func()) {
+	if !n.lm.pending.tryHold() {
+		n.callbacks.Post(call)
+		return
+	}
+	n.callbacks.Post(func() {
+		call()
+		n.lm.pending.letGo()
+	})
+}
 
 // callAll is the step of an actor that does nothing by itself. It is never closed, as it has nothing to end: who comes late is
 // to be called back too.
