@@ -40,3 +40,27 @@ func TestJoinWaitsForWhoIsToldOfTheEnd(t *testing.T) {
 	held.release()
 	assert.EqualValues(t, 2, receive(t, joined))
 }
+
+// A5: nor while a callback calls back others in turn, as when readers that wait for what will not come are told.
+func TestANodeWaitsForReadersWhoseEntriesDoNotCome(t *testing.T) {
+	c := newGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
+	c.startLed()
+	c.propose("a")
+	c.sameData(0, 1, 2)
+	c.net.set(noEntries(1))
+	c.propose("b")
+	n, held, ended := c.nodes[1], newHoldup(t), make(chan bool, 1)
+	var told atomic.Bool
+	n.ReadIndexAsync(func(int64, error) { told.Store(true) })
+	c.eventually(func() bool {
+		n.fsm.mu.Lock()
+		defer n.fsm.mu.Unlock()
+		return len(n.fsm.waiters) > 0
+	}, "it does not wait")
+	n.aside(held.pass)
+	held.reached()
+	n.Shutdown(func(error) { ended <- told.Load() })
+	c.never(50*ms, func() bool { return len(ended) > 0 }, "it has ended while it calls somebody back")
+	held.release()
+	assert.True(t, receive(t, ended), "the reader is told behind the end")
+}
