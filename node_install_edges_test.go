@@ -50,8 +50,10 @@ func laggard(t *testing.T) (c *cluster, release func()) {
 	c = snapshotGroup(t, 3, 3, NodeOptions{ElectionTimeout: patient})
 	c.startLed()
 	c.stop(2)
+	c.net.set(atOnce(noEntries(2))) // else they may wait for its coming back, and it needs no snapshot
 	c.proposeMany("a", 10)
 	c.saveAndCut(0)
+	c.net.set()
 	held := newHoldup(t)
 	c.prepare = func(_ int, r *recorder) {
 		r.snapshots = true
@@ -68,6 +70,7 @@ func copying(t *testing.T, timeout time.Duration) *cluster {
 	c.startLed()
 	c.stop(2)
 	c.fsms[0].filler = 3 << 20
+	c.net.set(atOnce(noEntries(2)))
 	c.proposeMany("a", 10)
 	c.saveAndCut(0)
 	c.net.set(manifestOnly())
