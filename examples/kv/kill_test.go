@@ -481,11 +481,18 @@ func scan(t *testing.T, c *redis.Client) map[string]string {
 	stored := make(map[string]string)
 	var cursor uint64
 	for {
-		keys, next, err := c.Scan(ctx, cursor, "", 1000).Result()
-		require.NoError(t, err)
+		var keys []string
+		var next uint64
+		calm(t, "SCAN", func() (err error) {
+			keys, next, err = c.Scan(ctx, cursor, "", 1000).Result()
+			return err
+		})
 		if len(keys) > 0 {
-			values, err := c.MGet(ctx, keys...).Result()
-			require.NoError(t, err)
+			var values []any
+			calm(t, "MGET", func() (err error) {
+				values, err = c.MGet(ctx, keys...).Result()
+				return err
+			})
 			for i, key := range keys {
 				stored[key], _ = values[i].(string)
 			}
@@ -494,4 +501,15 @@ func scan(t *testing.T, c *redis.Client) map[string]string {
 			return stored
 		}
 	}
+}
+
+// calm reads again while the answer is that nothing was done: connections that the faults have broken may show that only now.
+func calm(t *testing.T, what string, read func() error) {
+	t.Helper()
+	var err error
+	waitFor(t, what, func() bool {
+		err = read()
+		return err == nil || !busy("-"+err.Error())
+	})
+	require.NoError(t, err)
 }
