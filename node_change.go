@@ -73,9 +73,10 @@ func (n *Node) ChangePeers(conf Configuration, done Closure) {
 //     of both, the configuration in force then shows.
 //   - any other error: nothing has changed, and nothing will. ErrNotLeader names the leader to ask;
 //     ErrBusy says what else is going on, so retry; ErrInvalid says what is wrong with conf; ErrConfMismatch
-//     and ErrTimeout, see ChangeOptions; ErrCatchup names the new peer that cannot be reached or makes no progress, how
-//     far behind it is, and why; ErrUnreachable says that most of conf's voters do not answer, so that
-//     the group would not work any more; ErrCanceled, see CancelChange.
+//     and ErrTimeout, see ChangeOptions; ErrCatchup names the peer that cannot be reached or makes no progress, how
+//     far behind it is, and why: a new one, or a voter without which conf could commit nothing; ErrUnreachable
+//     says that most of conf's voters do not answer, so that the group would not work any more; ErrCanceled, see
+//     CancelChange.
 //
 // A conf that is in force already succeeds at once, without an entry. New peers copy the log first,
 // and count from when they are near its end (NodeOptions.CatchupMargin). If more than one voter differs
@@ -354,8 +355,9 @@ func (n *Node) advance() {
 		n.doConf(n.ctx.Fail(&Error{Code: ErrUnreachable, Peer: unknown, Err: errors.New(
 			"it has not answered this leader yet, and perhaps " + braftOnly + "; wait for it, or remove it first")}))
 	case mute == nil:
-		n.doConf(n.ctx.Fail(&Error{Code: ErrCatchup, Peer: behind[0], Err: fmt.Errorf(
-			"no majority of the new configuration takes entries any more, and with it the group would stand still; behind: %s", joinPeers(behind))}))
+		peer, lag := n.slowestOf(behind)
+		n.doConf(n.ctx.Fail(&Error{Code: ErrCatchup, Peer: peer, Lag: lag, Err: fmt.Errorf(
+			"no majority of the new configuration takes entries now, and with it the group would stand still; behind or silent: %s", joinPeers(behind))}))
 	default:
 		n.doConf(n.ctx.Fail(&Error{Code: ErrUnreachable, Peer: mute[0], Err: fmt.Errorf(
 			"no majority votes freely yet: these began with an empty disk and wait to be brought up to date: %s", joinPeers(mute))}))
@@ -365,11 +367,35 @@ func (n *Node) advance() {
 // answers reports whether the peer has answered in this leadership.
 func (r *replicator) answers() bool { return r.heard.Load() }
 
-// keepsUp reports whether a peer that does not vote yet still takes entries: one that has caught up may have been waiting for others
-// ever since, and answers heartbeats though its disk is full.
+// keepsUp reports whether a peer takes entries: one that has caught up may have been waiting for others ever since, and one whose
+// disk is full, or that installs a snapshot, answers heartbeats all the same.
 func (n *Node) keepsUp(r *replicator) bool {
-	return n.conf.conf.ContainsVoter(r.peer) || n.lm.lastIndex() <= n.box.acknowledgedBy(r.peer)+int64(n.o.CatchupMargin) ||
-		n.now.Sub(r.grown()) < n.o.ElectionTimeout
+	return n.lagOf(r) == 0 || n.now.Sub(r.grown()) < n.o.ElectionTimeout
+}
+
+// lagOf is how many entries a peer lacks, 0 if that is no more than a peer may lack that is added.
+func (n *Node) lagOf(r *replicator) int64 {
+	lag := n.lm.lastIndex() - n.box.acknowledgedBy(r.peer)
+	if lag <= int64(n.o.CatchupMargin) {
+		return 0
+	}
+	return lag
+}
+
+// slowestOf is the peer that lacks the most of those that answer, and how much.
+func (n *Node) slowestOf(behind []PeerID) (peer PeerID, lag int64) {
+	peer = behind[0]
+	for _, p := range behind {
+		if r := n.replicators[p.ID()]; r != nil && n.hears(r) && n.lagOf(r) > lag {
+			peer, lag = p, n.lagOf(r)
+		}
+	}
+	return peer, lag
+}
+
+// hears reports whether a peer has answered in this leadership, not longer ago than an election timeout.
+func (n *Node) hears(r *replicator) bool {
+	return r.heard.Load() && n.now.Sub(r.contact()) < n.o.ElectionTimeout
 }
 
 // missingIn lists the voters that have not answered for an election timeout, or are not what else is asked, if a majority is not
@@ -379,7 +405,7 @@ func (n *Node) missingIn(conf Configuration, is func(*replicator) bool) (missing
 	heard.grant(n.peer)
 	for _, p := range conf.Voters() {
 		r := n.replicators[p.ID()]
-		if r != nil && r.heard.Load() && n.now.Sub(r.contact()) < n.o.ElectionTimeout && is(r) {
+		if r != nil && n.hears(r) && is(r) {
 			heard.grant(p)
 		} else if !p.Same(n.peer) {
 			missing = append(missing, p)

@@ -341,12 +341,44 @@ func TestANewMajorityThatTakesNothingAnyMoreIsRefused(t *testing.T) {
 	var e *Error
 	require.ErrorAs(t, err, &e)
 	assert.True(t, e.Peer.Same(c.peer(3)), err)
+	assert.EqualValues(t, 5, e.Lag, err)
 	assert.Equal(t, StageNone, n.Status().Stage)
 	assert.Equal(t, "0,1,2", c.name(n.Status().Conf))
 	c.propose("writes go on")
 	c.net.set()
 	c.eventually(func() bool { return c.change(0, c.voters(3, 4)).wait() == nil }, "they do not join")
 	c.settled(c.voters(3, 4), 3, 4)
+}
+
+// An old voter counts as little as a new one if it takes nothing, for its disk is full or it installs a snapshot: the group can do
+// without it as it is, and could not once another is removed. The error names it, and not one that is only silent.
+func TestAVoterThatTakesNothingIsNotReliedOn(t *testing.T) {
+	t.Parallel()
+	c := newGroup(t, 5, 5, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Second, CatchupMargin: 1})
+	c.startLed()
+	c.propose("a")
+	c.stop(1)
+	c.net.set(noEntries(4))
+	c.proposeMany("b", 5)
+	n := c.nodes[0]
+	n.post(func() { // as if all that were long ago
+		n.replicators[c.peer(1).ID()].lastAnswer.Store(-int64(time.Hour))
+		n.replicators[c.peer(4).ID()].grownAt.Store(-int64(time.Hour))
+		n.ledAt = n.now.Add(-time.Hour)
+	})
+	err := c.change(0, c.voters(0, 1, 2, 4)).wait()
+	assert.ErrorIs(t, err, ErrCatchup)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	assert.True(t, e.Peer.Same(c.peer(4)), err)
+	assert.EqualValues(t, 5, e.Lag, err)
+	c.propose("writes go on")
+	require.NoError(t, c.change(0, c.voters(0, 1, 2, 3)).wait(), "it can be removed itself")
+	c.net.set()
+	c.start(1)
+	c.settled(c.voters(0, 1, 2, 3), 0, 1, 2, 3)
+	c.propose("after")
+	c.sameData(0, 1, 2, 3)
 }
 
 // The same, but the new majority dies after the joint configuration is in the log: the leader steps down, and

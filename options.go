@@ -89,7 +89,8 @@ type NodeOptions struct {
 	MaxPendingReads int
 	// MaxInflightRequests and MaxInflightBytes bound what is on the way to one
 	// follower. Defaults 128 and 16 MiB. Fewer bytes are on the way at first, and while answers come late, down to
-	// twice MaxAppendBytes, or 64 KiB: heartbeats have to wait behind them.
+	// twice MaxAppendBytes, or 64 KiB: heartbeats have to wait behind them. No more than that are where each request takes
+	// 3/8 of an ElectionTimeout or longer, be it for a slow disk.
 	MaxInflightRequests int
 	MaxInflightBytes    int
 	// MaxAppendBytes is how much one request carries, save for a single larger entry. Default 512 KiB (braft:

@@ -300,7 +300,7 @@ func (r *replicator) window() (w progress.Window, piece int) {
 func (r *replicator) send() {
 	for {
 		window, piece := r.window()
-		if !r.p.Room(window) || r.calls >= givenUp*window.Requests || r.callBytes >= givenUp*r.n.o.MaxInflightBytes {
+		if !r.p.Room(window) || r.calls/givenUp >= window.Requests || r.callBytes/givenUp >= r.n.o.MaxInflightBytes {
 			return
 		}
 		if r.p.State == progress.Probe {
@@ -549,7 +549,7 @@ func (r *replicator) again(sent sentRequest) {
 func (r *replicator) failed(sent sentRequest, rep rpc.Reply) {
 	r.failedWith(rep)
 	if sent.entries && rep.Err != nil {
-		r.budget.lost(r.now)
+		r.budget.lost(r.now, sent.at)
 	}
 	if sent.generation != r.p.Generation() {
 		return
@@ -603,6 +603,7 @@ func (r *replicator) regressed(last int64) {
 	}
 	r.life = life
 	r.p.Regressed(last)
+	r.most = 0
 	r.known, r.commitSent = 0, 0
 	r.applied.Store(0)
 	if r.watched != nil {

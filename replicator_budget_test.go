@@ -165,7 +165,9 @@ func TestTheBudgetGrowsSlowlyWhereItWasTooMuch(t *testing.T) {
 		quick(512 << 10)
 	}
 	assert.InDelta(t, 4<<20+512<<10, b.bytes, 32<<10, "a request each round trip")
-	b.lost(now)
+	for range 32 { // a connection is lost, with all that was on the way
+		b.lost(now.Add(2*time.Second), now.Add(time.Second+time.Millisecond))
+	}
 	quick(1 << 20)
 	assert.Equal(t, 2<<20, b.bytes)
 	quick(512 << 10)
@@ -189,7 +191,9 @@ func TestTheBudgetIsCutOnceForAWindow(t *testing.T) {
 	}
 	b.answered(after(600*time.Millisecond), after(301*time.Millisecond), 1<<20, 16<<20)
 	assert.Equal(t, 4<<20, b.bytes, "the next one")
-	b.lost(after(700 * time.Millisecond))
+	b.lost(after(650*time.Millisecond), after(600*time.Millisecond))
+	assert.Equal(t, 4<<20, b.bytes, "it was sent before, and says no more")
+	b.lost(after(700*time.Millisecond), after(610*time.Millisecond))
 	assert.Equal(t, 1<<20, b.bytes)
 	b.answered(after(950*time.Millisecond), after(650*time.Millisecond), 1<<20, 16<<20)
 	assert.Equal(t, time.Millisecond, b.quickest, "it says nothing about what is on the way now")
@@ -236,7 +240,7 @@ func TestAReplicatorSendsWhatTheWayCarries(t *testing.T) {
 	}
 	answer(s.node.o.ElectionTimeout / 3)
 	assert.Equal(t, s.node.o.MaxInflightBytes/2, bytes())
-	sent := sentRequest{prev: r.p.Match, last: r.p.Match + 1, entries: true, life: r.life, at: r.now, generation: r.p.Generation()}
+	sent := sentRequest{prev: r.p.Match, last: r.p.Match + 1, entries: true, life: r.life, at: r.now.Add(1), generation: r.p.Generation()}
 	r.failed(sent, rpc.Reply{Code: int32(ErrBusy)})
 	assert.Equal(t, s.node.o.MaxInflightBytes/2, bytes(), "it has answered")
 	r.failed(sent, rpc.Reply{Err: errors.New("simulated")})

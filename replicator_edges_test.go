@@ -2,6 +2,7 @@ package graft
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -99,6 +100,30 @@ func TestAnswersOfAnEarlierLifeMoveNothing(t *testing.T) {
 	r.heartbeatAnswered(rep, resp, true, before, 5, 5)
 	assert.Zero(t, r.p.Match)
 	assert.Zero(t, r.known)
+}
+
+// What such a peer takes then is more than before, though it had more once.
+func TestALostPeerThatIsCaughtUpGrows(t *testing.T) {
+	_, r := newReplicatorOnStage(t, 5)
+	r.publish()
+	r.regressed(0)
+	r.publish()
+	r.grownAt.Store(0)
+	r.now = r.now.Add(time.Second)
+	r.p.StoredUpTo(1)
+	r.publish()
+	assert.NotZero(t, r.grownAt.Load())
+}
+
+// As much as there is may be on the way.
+func TestTheWindowMayBeUnbounded(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 1)
+	s.node.o.MaxInflightBytes, s.node.o.MaxInflightRequests = math.MaxInt, math.MaxInt
+	r.budget = newBudget(&s.node.o)
+	calls := r.calls
+	s.apply("a")
+	s.pass(time.Millisecond)
+	assert.Greater(t, r.calls, calls)
 }
 
 // M22: a new peer that loses its disk is given the time to get everything again.

@@ -217,6 +217,9 @@ func (r *replicator) installAnswered(asked, life uint64, sentAt time.Time, rep r
 	index := o.index()
 	r.log.Info("peer has installed the snapshot", zap.Int64("index", index))
 	r.succeeded()
+	if r.watched != nil {
+		r.watched.fruitless = 0
+	}
 	r.withdraw()
 	r.p.SnapshotInstalled(index)
 	r.keepLog(r.p.Match)
@@ -303,16 +306,17 @@ func (r *replicator) checkInstall(w *catchupWatch) {
 	}
 	served := int64(0)
 	if r.offer.lent != nil {
-		served = r.offer.lent.served.Load()
+		served = r.offer.lent.served.Load() - r.offer.before // what an attempt in vain has read is read again
 	}
 	bytes, loads := max(served, r.copied.done.Load()), r.copied.loads.Load()
 	w.Received(r.now, bytes)
-	if bytes > w.installed || loads {
-		w.installed, w.fruitless = max(w.installed, bytes), 0
+	if bytes > w.installed {
+		w.installed, w.fruitless = bytes, 0
 	}
-	// braft does not say what it is at: that it answers has to do. So it is with one that looks at what an earlier copy has left.
-	unknown := r.copied.total.Load() == 0 && w.fruitless < maxFruitless
-	if at := r.contact(); (loads || unknown) && at.After(w.alive) {
+	// braft does not say what it is at: that it answers has to do. So it is with one that looks at what an earlier copy has left. One
+	// that loads may be at its first part, to read back what it has copied, and find each time that it cannot.
+	unknown := r.copied.total.Load() == 0
+	if at := r.contact(); (loads || unknown) && w.fruitless < maxFruitless && at.After(w.alive) {
 		w.alive = at
 		w.Works(r.now)
 	}

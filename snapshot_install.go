@@ -257,6 +257,9 @@ func (s *snapshotter) complete(in *install) {
 	s.mu.Lock()
 	s.copying = nil
 	s.view.Done, s.view.Total = copied.Done, copied.Total
+	if err == nil {
+		s.view.State, s.view.Rate = SnapshotLoading, 0 // to read it back is the first part of that
+	}
 	s.mu.Unlock()
 	if err != nil {
 		s.giveUp(in, err)

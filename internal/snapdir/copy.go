@@ -202,21 +202,15 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 	if err := take(c.turns.work, func() error { _, err := h.WriteAt(p, off); return err }); err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
-	c.mu.Lock()
-	piece, leaving, out := span{off, off + int64(len(p))}, f.leaving, false
-	f.leaving = span{}
-	c.mu.Unlock()
+	out := false
 	err = take(c.turns.disk, func() (err error) {
-		out, err = writeOut(h, piece, leaving)
+		out, err = c.writeOut(f, h, span{off, off + int64(len(p))})
 		return err
 	})
 	if err != nil {
 		return c.lose(err)
 	}
 	c.mu.Lock()
-	if out {
-		f.leaving = piece
-	}
 	c.progress.Received += int64(len(p))
 	f.unsynced += int64(len(p))
 	due := syncDue(f.unsynced, out)
@@ -230,6 +224,22 @@ func (c *Copy) write(f *incoming, p []byte, off int64) error {
 		}
 	}
 	return nil
+}
+
+// writeOut has a piece begin to leave for the disk, and waits for the one before, whoever wrote that. Its caller has the turn, so
+// that there is none in between.
+func (c *Copy) writeOut(f *incoming, h vfs.File, piece span) (begun bool, err error) {
+	c.mu.Lock()
+	leaving := f.leaving
+	c.mu.Unlock()
+	begun, err = writeOut(h, piece, leaving)
+	if !begun {
+		piece = span{}
+	}
+	c.mu.Lock()
+	f.leaving = piece
+	c.mu.Unlock()
+	return begun, err
 }
 
 // open opens the file once, with the directories above it.

@@ -53,9 +53,9 @@ func after(bufs [][]byte, n int) [][]byte {
 // and leaves the times alone, which would cost a journal commit.
 func (f *osFile) sync() error { return f.call(unix.Fdatasync) }
 
-// beginWriteOut is sync_file_range. Some of its errors say that it cannot be done here; of what becomes of the bytes
+// BeginWriteOut is sync_file_range. Some of its errors say that it cannot be done here; of what becomes of the bytes
 // it says nothing yet.
-func (f *osFile) beginWriteOut(off, n int64) (bool, error) {
+func (f *osFile) BeginWriteOut(off, n int64) (bool, error) {
 	var fs unix.Statfs_t
 	err := f.call(func(fd int) error { return unix.Fstatfs(fd, &fs) })
 	if err == nil && writesOutNothing(int64(fs.Type)) {
@@ -76,9 +76,9 @@ func writesOutNothing(kind int64) bool {
 	return kind == overlay || kind == zfs
 }
 
-// writeOut waits for what was begun. That it could be begun shows that this is possible: every error is about the bytes, and
+// WriteOut waits for what was begun. That it could be begun shows that this is possible: every error is about the bytes, and
 // is not told again.
-func (f *osFile) writeOut(off, n int64) error {
+func (f *osFile) WriteOut(off, n int64) error {
 	return f.call(func(fd int) error {
 		return unix.SyncFileRange(fd, off, n,
 			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)

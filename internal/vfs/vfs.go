@@ -77,17 +77,17 @@ type FS interface {
 	Lock(name string) (io.Closer, error)
 }
 
-// outWriter is a file that can be written out.
-type outWriter interface {
-	beginWriteOut(off, n int64) (bool, error)
-	writeOut(off, n int64) error
+// OutWriter is a File that can be written out: see BeginWriteOut and WriteOut, which callers use.
+type OutWriter interface {
+	BeginWriteOut(off, n int64) (bool, error)
+	WriteOut(off, n int64) error
 }
 
 // BeginWriteOut has the system begin to write the n bytes at off to the disk, where it knows how,
 // and reports whether it does.
 func BeginWriteOut(f File, off, n int64) (bool, error) {
-	if o, ok := f.(outWriter); ok && n > 0 { // to the system 0 means all there is
-		begun, err := o.beginWriteOut(off, n)
+	if o, ok := f.(OutWriter); ok && n > 0 { // to the system 0 means all there is
+		begun, err := o.BeginWriteOut(off, n)
 		return begun, pathError("sync", f.Name(), err)
 	}
 	return false, nil
@@ -97,8 +97,8 @@ func BeginWriteOut(f File, off, n int64) (bool, error) {
 // the disk. That makes nothing durable, but a Sync that follows has less to do and holds up those of
 // other files less. An error says what one of Sync says.
 func WriteOut(f File, off, n int64) error {
-	if o, ok := f.(outWriter); ok && n > 0 {
-		return pathError("sync", f.Name(), o.writeOut(off, n))
+	if o, ok := f.(OutWriter); ok && n > 0 {
+		return pathError("sync", f.Name(), o.WriteOut(off, n))
 	}
 	return nil
 }

@@ -368,20 +368,25 @@ func extend(file vfs.File, from, to int64) error {
 
 // scrap removes what was made of a segment and passes err on. Its space is needed by
 // others when the disk is full. While the store is being opened a file that was there before is left: it may be all that a
-// later attempt has.
+// later attempt has. So is one that cannot be removed now: the next attempt makes a segment of it, or each would leave one.
+//
+// A worse error than err takes its place: joined with it, it would pass for want of space.
 func (k *keeper) scrap(m *making, err error) error {
-	var cerr error
 	if m.file != nil {
-		cerr = m.file.Close()
+		if cerr := m.file.Close(); cerr != nil && !isSpace(cerr) {
+			return fmt.Errorf("%w, after: %v", cerr, err)
+		}
 	}
 	if m.reused && !k.opened {
 		return k.putBack(m, err)
 	}
-	if rerr := k.s.o.FS.Remove(m.seg.path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		return errors.Join(err, cerr, rerr)
-	}
-	if cerr != nil && !isSpace(cerr) {
-		return errors.Join(err, cerr)
+	rerr := k.s.o.FS.Remove(m.seg.path)
+	switch {
+	case rerr == nil, errors.Is(rerr, os.ErrNotExist):
+	case passes(rerr):
+		k.blanks = append(k.blanks, blank{path: m.seg.path})
+	default:
+		return fmt.Errorf("%w, after: %v", rerr, err)
 	}
 	return err
 }

@@ -183,6 +183,59 @@ func TestASegmentThatCannotBeRenamedIsUsedLater(t *testing.T) {
 	b.close()
 }
 
+// A new segment finds no space for itself, and its file cannot be removed either, for the same reason. The next attempt takes
+// that file: attempts leave one and not one each.
+func TestASegmentThatCannotBeRemovedIsMadeOfAgain(t *testing.T) {
+	b := newBed(t)
+	b.o.Retry = 10 * time.Millisecond
+	require.NoError(t, b.open())
+	g, refused := b.group("g"), 0
+	b.fs.SetInjector(func(op vfs.Op) error {
+		switch op.Kind {
+		case vfs.KindRemove:
+			refused++
+			return syscall.ENOSPC
+		case vfs.KindPreallocate:
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	_, err := b.appendAll(g, 1, 1000, 20000)
+	require.ErrorIs(t, err, ErrNoSpace)
+	b.run(time.Second)
+	require.NoError(t, b.s.Err())
+	assert.Greater(t, refused, 10)
+	files, _ := b.files()
+	assert.LessOrEqual(t, files, b.s.Stats().Segments+len(b.s.free)+1)
+	b.fs.SetInjector(nil)
+	b.run(time.Second)
+	require.NoError(t, b.s.Space())
+	files, _ = b.files()
+	assert.Equal(t, b.s.Stats().Segments+len(b.s.free)+len(b.s.keeper.blanks), files)
+	b.close()
+}
+
+// What cannot be removed because the disk is broken is no want of space, though the removal was for that.
+func TestABrokenDiskDoesNotPassForAFullOne(t *testing.T) {
+	b := newBed(t)
+	b.o.Retry = 10 * time.Millisecond
+	require.NoError(t, b.open())
+	g := b.group("g")
+	b.fs.SetInjector(func(op vfs.Op) error {
+		switch op.Kind {
+		case vfs.KindPreallocate:
+			return syscall.ENOSPC
+		case vfs.KindRemove:
+			return syscall.EIO
+		}
+		return nil
+	})
+	_, err := b.appendAll(g, 1, 1000, 20000)
+	require.Error(t, err)
+	b.run(time.Second)
+	assert.ErrorIs(t, b.s.Err(), syscall.EIO)
+}
+
 // A disk that takes no removal is no full one: what was released is used again, and the rest waits.
 func TestRefusedRemovalsHoldNothingUp(t *testing.T) {
 	b := newBed(t)
