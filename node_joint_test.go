@@ -357,6 +357,7 @@ func TestAVoterThatTakesNothingIsNotReliedOn(t *testing.T) {
 	c := newGroup(t, 5, 5, NodeOptions{ElectionTimeout: patient, CatchupTimeout: time.Second, CatchupMargin: 1})
 	c.startLed()
 	c.propose("a")
+	c.eventually(c.nodes[0].hasAll, "not all have it")
 	c.stop(1)
 	c.net.set(noEntries(4))
 	c.proposeMany("b", 5)

@@ -23,6 +23,7 @@ type budget struct {
 	doubles  int           // up to here
 	quickest time.Duration // answer to a request with entries
 	judgedAt time.Time     // when an answer was late: those to what was sent before say no more than that
+	lostAt   time.Time     // when a request was lost: nor do others that were sent before
 }
 
 const (
@@ -81,11 +82,14 @@ func (b *budget) lengthen(late time.Duration) {
 	b.quickest = min(b.quickest+late/lengthens, b.timeout/longest)
 }
 
-// lost takes into account that a request with entries was not answered. All that are lost with a connection say that once.
+// lost takes into account that a request with entries was not answered. All that are lost with a connection say that once, and to be late
+// before they were lost has said some of it.
 func (b *budget) lost(now, sentAt time.Time) {
-	if !sentAt.After(b.judgedAt) {
+	switch {
+	case sentAt.After(b.judgedAt):
+		b.doubles = max(min(b.doubles, b.bytes/2), b.least)
+	case !sentAt.After(b.lostAt):
 		return
 	}
-	b.doubles = max(min(b.doubles, b.bytes/2), b.least)
-	b.bytes, b.judgedAt = b.least, now
+	b.bytes, b.judgedAt, b.lostAt = b.least, now, now
 }

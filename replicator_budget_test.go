@@ -191,10 +191,15 @@ func TestTheBudgetIsCutOnceForAWindow(t *testing.T) {
 	}
 	b.answered(after(600*time.Millisecond), after(301*time.Millisecond), 1<<20, 16<<20)
 	assert.Equal(t, 4<<20, b.bytes, "the next one")
-	b.lost(after(650*time.Millisecond), after(600*time.Millisecond))
-	assert.Equal(t, 4<<20, b.bytes, "it was sent before, and says no more")
-	b.lost(after(700*time.Millisecond), after(610*time.Millisecond))
+	b.lost(after(700*time.Millisecond), after(600*time.Millisecond))
 	assert.Equal(t, 1<<20, b.bytes)
+	assert.Equal(t, 4<<20, b.doubles, "it was late before")
+	b.answered(after(701*time.Millisecond), after(700*time.Millisecond), 1<<20, 1<<20)
+	b.lost(after(702*time.Millisecond), after(650*time.Millisecond))
+	assert.Equal(t, 2<<20, b.bytes, "it was lost with the other")
+	b.lost(after(703*time.Millisecond), after(702*time.Millisecond))
+	assert.Equal(t, 1<<20, b.bytes)
+	assert.Equal(t, 1<<20, b.doubles)
 	b.answered(after(950*time.Millisecond), after(650*time.Millisecond), 1<<20, 16<<20)
 	assert.Equal(t, time.Millisecond, b.quickest, "it says nothing about what is on the way now")
 }

@@ -115,6 +115,63 @@ func TestALostPeerThatIsCaughtUpGrows(t *testing.T) {
 	assert.NotZero(t, r.grownAt.Load())
 }
 
+// A joiner whose disk was full has lost what it had copied. When there is space it begins anew, and that is progress though there
+// was more before; but one whose disk is full again each time is given up.
+func TestACopyThatBeginsAnewIsProgress(t *testing.T) {
+	s, r := newReplicatorOnStage(t, 0)
+	r.offer.lent = new(lentReader)
+	timeout := s.node.o.CatchupTimeout
+	watch := func() { r.watched = &catchupWatch{Catchup: progress.NewCatchup(10, timeout, r.now)} }
+	verdict := func() progress.Verdict {
+		r.touch(r.now) // it answers heartbeats
+		r.checkInstall(r.watched)
+		return r.watched.Judge(r.now, &r.p, 10_000, 0, true, true)
+	}
+	pass := func(d time.Duration) progress.Verdict {
+		r.now = r.now.Add(d)
+		return verdict()
+	}
+	attempt := func() {
+		r.p.BeginSnapshot()
+		r.copied.store(wire.AppendResponse{})
+	}
+	copied := func(done int64, loads bool) {
+		r.copied.store(wire.AppendResponse{InstallDone: done, InstallTotal: 100, InstallLoads: loads})
+	}
+	full := rpc.Reply{Code: int32(ErrNoSpace), Text: "full"}
+
+	watch()
+	attempt()
+	copied(90, false)
+	require.Equal(t, progress.Lagging, pass(timeout/2))
+	r.installFailed(full)
+	for range maxFruitless { // it is refused, while others may need the space
+		attempt()
+		r.installFailed(full)
+		require.Equal(t, progress.Lagging, pass(timeout/10))
+	}
+	attempt()
+	for done := range int64(50) {
+		copied(done+1, false)
+		require.Equal(t, progress.Lagging, pass(timeout/2))
+	}
+	for range 10 {
+		copied(100, true)
+		require.Equal(t, progress.Lagging, pass(timeout/2))
+	}
+
+	watch()
+	attempts := 0
+	for v := progress.Lagging; v == progress.Lagging; attempts++ {
+		require.Less(t, attempts, 100)
+		attempt()
+		copied(90, true)
+		v = pass(timeout / 2)
+		r.installFailed(full)
+	}
+	assert.LessOrEqual(t, attempts, 2*maxFruitless+2)
+}
+
 // As much as there is may be on the way.
 func TestTheWindowMayBeUnbounded(t *testing.T) {
 	s, r := newReplicatorOnStage(t, 1)

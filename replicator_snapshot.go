@@ -113,7 +113,7 @@ func (r *replicator) checkPlace() {
 	}
 	done, total := r.copied.done.Load(), r.copied.total.Load()
 	if !r.graft { // it does not say
-		done, total = o.lent.served.Load()-o.before, o.lent.bytes
+		done, total = r.servedNow(), o.lent.bytes
 	}
 	switch {
 	case r.copied.loads.Load(), total > 0 && done >= total:
@@ -240,7 +240,7 @@ func (r *replicator) installFailed(rep rpc.Reply) {
 	r.log.Info("peer has not installed the snapshot", zap.Int64("index", r.offer.index()), zap.Error(r.lastErr))
 	r.attemptOver()
 	if w := r.watched; w != nil && rep.Err == nil && Code(rep.Code) != ErrBusy && Code(rep.Code) != codeInterrupted {
-		w.fruitless++
+		w.failed(r.copied.total.Load() > 0 || r.servedNow() > 0)
 	}
 	switch code := Code(rep.Code); {
 	case rep.Err != nil: // what it has copied is of use, and it may be copying still
@@ -299,16 +299,20 @@ func (r *replicator) withdrawIfIdle() {
 	}
 }
 
+// servedNow is how much has been read of the snapshot on offer in this attempt: what one in vain has read is read again.
+func (r *replicator) servedNow() int64 {
+	if r.offer.lent == nil {
+		return 0
+	}
+	return r.offer.lent.served.Load() - r.offer.before
+}
+
 // checkInstall counts what a peer that is being added does beside taking entries.
 func (r *replicator) checkInstall(w *catchupWatch) {
 	if r.p.State != progress.Snapshot {
 		return
 	}
-	served := int64(0)
-	if r.offer.lent != nil {
-		served = r.offer.lent.served.Load() - r.offer.before // what an attempt in vain has read is read again
-	}
-	bytes, loads := max(served, r.copied.done.Load()), r.copied.loads.Load()
+	bytes, loads := max(r.servedNow(), r.copied.done.Load()), r.copied.loads.Load()
 	w.Received(r.now, bytes)
 	if bytes > w.installed {
 		w.installed, w.fruitless = bytes, 0

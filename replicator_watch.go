@@ -22,12 +22,24 @@ type catchupWatch struct {
 	lookAt time.Time // when to compare the lag with what it was
 	alive  time.Time // of the latest answer while it was at something that has no measure
 
-	fruitless int   // attempts to install in a row that failed, and of which nothing was left
+	fruitless int   // attempts to install in a row that failed, and had no more than one before
+	restarts  int   // attempts that failed and have begun anew, since what they had may be gone
 	installed int64 // bytes that it had of a snapshot at most
 }
 
-// maxFruitless is how many such attempts in a row count as being at something.
+// maxFruitless is how many such attempts in a row count as being at something; and how many may begin anew.
 const maxFruitless = 3
+
+// failed notes that an attempt to install has failed at the peer, and whether it had something. That may be gone: a full disk
+// is made room on, and what comes then is progress though there was more before. But not for ever.
+func (w *catchupWatch) failed(had bool) {
+	w.fruitless++
+	if had && w.restarts < maxFruitless {
+		w.restarts++
+		w.fruitless, w.installed = 0, 0
+		w.Regressed()
+	}
+}
 
 const (
 	// paceCheck is how long a pace is kept before it is judged.

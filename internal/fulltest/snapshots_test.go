@@ -273,7 +273,8 @@ var snapshotScenes = []scene{
 			w.start(lags)
 			w.hosts[lags].fsm.holdSnapshots()
 			w.state(lags, graft.SnapshotLoading)
-			w.save(lags) // is refused
+			synctest.Wait() // the state machine is at it
+			w.save(lags)    // is refused
 			w.save(lead)
 			return []int{lead, lags}[w.rng.IntN(2)]
 		}},
@@ -284,6 +285,7 @@ var snapshotScenes = []scene{
 			w.start(lags)
 			w.hosts[lags].fsm.holdSnapshots()
 			w.state(lags, graft.SnapshotLoading)
+			synctest.Wait() // the state machine is at it
 			w.hosts[lags].disk.hang()
 			w.hosts[lags].fsm.open() // the log is to begin behind it now
 			w.propose(lead)
