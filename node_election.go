@@ -393,7 +393,7 @@ func (n *Node) stepDown(term int64, reason error) {
 func (n *Node) follow(leader PeerID, wire []byte) {
 	n.leader, n.leaderWire = leader, append([]byte(nil), wire...)
 	n.matched, n.early, n.told, n.gone = 0, 0, false, false
-	n.dirty = true
+	n.publish() // OnStartFollowing is to see it
 	n.host.watch(&n.watched, leader.Address)
 	c := LeaderChange{Leader: leader, Term: n.term, Reason: &Error{Code: ErrNewLeader, Group: n.group, Peer: leader}}
 	n.fsm.post(func() { n.fsm.guard("OnStartFollowing", func() { n.fsm.fsm.OnStartFollowing(c) }) })

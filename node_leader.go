@@ -29,6 +29,7 @@ func (n *Node) becomeLeader() {
 	}
 	n.shareFollowers()
 	n.quorumAt, n.disk = n.now.Add(n.quorumInterval()), diskWatch{}
+	n.publish() // OnLeaderStart is to see it, and the first entry may be committed before this step ends
 	n.fsm.leaderStart(n.term, n.firstOwn)
 	n.doConf(n.ctx.Lead(n.conf.conf, n.conf.old))
 	for _, r := range n.peersInOrder() {

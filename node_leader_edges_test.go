@@ -511,3 +511,28 @@ func TestProposalsThatGatherWhenTheStoreFailsAreAnswered(t *testing.T) {
 	other.Shutdown(nil)
 	s.pass(time.Second)
 }
+
+// Whoever is told of a leader sees it: what tells runs beside the node's step, and may be ahead of its end.
+func TestALeaderShowsBeforeItIsToldOf(t *testing.T) {
+	s := newLeader(t, 3, NodeOptions{ElectionTimeout: 20 * time.Second})
+	n := s.node
+	n.post(func() { n.stepDown(n.term+1, errors.New("simulated")) })
+	s.pass(10 * time.Millisecond)
+	require.False(t, n.IsLeader())
+	require.Zero(t, n.LeaderID())
+	other := PeerID{Address: stagePeers[1]}
+	var follows, leads bool
+	n.post(func() {
+		n.follow(other, nil)
+		follows = n.LeaderID().Same(other)
+		n.unfollow(errors.New("simulated"))
+	})
+	s.pass(10 * time.Millisecond)
+	n.post(func() {
+		n.becomeLeader()
+		leads = n.IsLeader()
+	})
+	s.pass(10 * time.Millisecond)
+	assert.True(t, follows)
+	assert.True(t, leads)
+}

@@ -156,12 +156,12 @@ func (s *snapshotter) begin(in *install) {
 	}
 	in.placed, in.writing = true, newCopyWriting(s.n.host.env.Exec)
 	s.inst, s.begun = in, in.base.index
-	s.incoming.Store(in.base.index)
 	s.show(func(v *SnapshotStatus) {
 		v.State, v.NextIndex, v.From = SnapshotCopying, in.base.index, in.address
 		v.Done, v.Total, v.Resumed, v.Rate = 0, 0, 0, 0
 	})
-	s.termChanged() // it may have before the node could see that there is an install
+	s.incoming.Store(in.base.index) // a heartbeat's answer may show it now, and nothing of an earlier one
+	s.termChanged()                 // it may have before the node could see that there is an install
 }
 
 // parseURI reads remote://address/reader.
