@@ -114,7 +114,6 @@ func TestGreetedAndHungUpOn(t *testing.T) {
 		n := newMemNet()
 		l, err := n.Listen("tcp", "server")
 		require.NoError(t, err)
-		defer l.Close()
 		go func() {
 			for {
 				c, err := l.Accept()
@@ -135,6 +134,8 @@ func TestGreetedAndHungUpOn(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		want := 6 + 10*time.Second/(backoffMax*3/4) // 6 until the pauses are as long as they get
 		require.InDelta(t, int(want), n.attempts(), 12)
+		require.NoError(t, l.Close())
+		time.Sleep(time.Second) // whoever has been greeted is hung up on
 	})
 }
 
