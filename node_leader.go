@@ -29,9 +29,10 @@ func (n *Node) becomeLeader() {
 	}
 	n.shareFollowers()
 	n.quorumAt, n.disk = n.now.Add(n.quorumInterval()), diskWatch{}
+	first := n.ctx.Lead(n.conf.conf, n.conf.old)
 	n.publish() // OnLeaderStart is to see it, and the first entry may be committed before this step ends
 	n.fsm.leaderStart(n.term, n.firstOwn)
-	n.doConf(n.ctx.Lead(n.conf.conf, n.conf.old))
+	n.doConf(first)
 	for _, r := range n.peersInOrder() {
 		r.start()
 	}

@@ -522,6 +522,7 @@ func TestALeaderShowsBeforeItIsToldOf(t *testing.T) {
 	require.Zero(t, n.LeaderID())
 	other := PeerID{Address: stagePeers[1]}
 	var follows, leads bool
+	var stage Stage
 	n.post(func() {
 		n.follow(other, nil)
 		follows = n.LeaderID().Same(other)
@@ -531,8 +532,10 @@ func TestALeaderShowsBeforeItIsToldOf(t *testing.T) {
 	n.post(func() {
 		n.becomeLeader()
 		leads = n.IsLeader()
+		stage = n.view.Load().stage
 	})
 	s.pass(10 * time.Millisecond)
 	assert.True(t, follows)
 	assert.True(t, leads)
+	assert.Equal(t, StageStable, stage, "no change can begin yet")
 }
