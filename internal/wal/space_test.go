@@ -183,28 +183,34 @@ func TestASegmentThatCannotBeRenamedIsUsedLater(t *testing.T) {
 	b.close()
 }
 
+// fullAndRemovesNothing leaves no space for segments and refuses each removal, and counts those.
+func (b *bed) fullAndRemovesNothing(why error) (refused *int) {
+	refused = new(int)
+	b.fs.SetInjector(func(op vfs.Op) error {
+		switch op.Kind {
+		case vfs.KindRemove:
+			*refused++
+			return why
+		case vfs.KindPreallocate:
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	return refused
+}
+
 // A new segment finds no space for itself, and its file cannot be removed either, for the same reason. The next attempt takes
 // that file: attempts leave one and not one each.
 func TestASegmentThatCannotBeRemovedIsMadeOfAgain(t *testing.T) {
 	b := newBed(t)
 	b.o.Retry = 10 * time.Millisecond
 	require.NoError(t, b.open())
-	g, refused := b.group("g"), 0
-	b.fs.SetInjector(func(op vfs.Op) error {
-		switch op.Kind {
-		case vfs.KindRemove:
-			refused++
-			return syscall.ENOSPC
-		case vfs.KindPreallocate:
-			return syscall.ENOSPC
-		}
-		return nil
-	})
+	g, refused := b.group("g"), b.fullAndRemovesNothing(syscall.ENOSPC)
 	_, err := b.appendAll(g, 1, 1000, 20000)
 	require.ErrorIs(t, err, ErrNoSpace)
 	b.run(time.Second)
 	require.NoError(t, b.s.Err())
-	assert.Greater(t, refused, 10)
+	assert.Greater(t, *refused, 10)
 	files, _ := b.files()
 	assert.LessOrEqual(t, files, b.s.Stats().Segments+len(b.s.free)+1)
 	b.fs.SetInjector(nil)
@@ -221,15 +227,7 @@ func TestABrokenDiskDoesNotPassForAFullOne(t *testing.T) {
 	b.o.Retry = 10 * time.Millisecond
 	require.NoError(t, b.open())
 	g := b.group("g")
-	b.fs.SetInjector(func(op vfs.Op) error {
-		switch op.Kind {
-		case vfs.KindPreallocate:
-			return syscall.ENOSPC
-		case vfs.KindRemove:
-			return syscall.EIO
-		}
-		return nil
-	})
+	b.fullAndRemovesNothing(syscall.EIO)
 	_, err := b.appendAll(g, 1, 1000, 20000)
 	require.Error(t, err)
 	b.run(time.Second)
