@@ -155,7 +155,7 @@ func TestTransferWaitsForTheLogAndRefusesProposals(t *testing.T) {
 	c.transferred(1, term)
 	_, err = c.nodes[1].Propose(t.Context(), []byte("accepted"))
 	assert.NoError(t, err)
-	assert.True(t, n.Status().Transferring.IsZero())
+	c.eventually(func() bool { return n.Status().Transferring.IsZero() }, "who stepped down still transfers")
 	assert.Equal(t, []string{"2 has it, and 1 has not said so", "accepted"}, c.sameData(1, 0, 2))
 }
 
