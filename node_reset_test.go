@@ -208,3 +208,27 @@ func TestResetOnABrokenDisk(t *testing.T) {
 
 // withIndex is another replica of the same process.
 func (p PeerID) withIndex(i int) PeerID { p.Index = i; return p }
+
+// A node may be reset while it loads a snapshot whose leader is gone for good. What it was reset to stays in force, whatever configuration
+// is in the snapshot (FIXME in braft's update_configuration_after_installing_snapshot).
+func TestAResetWhileASnapshotIsLoadedStaysInForce(t *testing.T) {
+	t.Parallel()
+	c, release := laggard(t)
+	defer release()
+	c.stop(0)
+	c.stop(1)
+	n := c.nodes[2]
+	require.NoError(t, n.ResetPeers(c.voters(2)))
+	assert.Equal(t, c.voters(2), n.Status().Conf)
+	release()
+	s := c.confirmed(2, c.voters(2))
+	assert.Equal(t, c.voters(2), s.Conf)
+	assert.Positive(t, s.Snapshot.Index)
+	c.propose("on its own")
+	assert.Len(t, c.sameData(2), 11)
+	c.stop(2)
+	c.start(2)
+	c.propose("again")
+	assert.Len(t, c.sameData(2), 12)
+	assert.Equal(t, c.voters(2), c.nodes[2].Status().Conf)
+}
