@@ -31,13 +31,16 @@ type stage struct {
 	calls []*owed // every one must have its answer in the end, once
 
 	serve  func(*rpc.Request)
-	asked  map[string]int // requests that the node has sent, by method
-	loyal  bool           // the peers vote for the node, and answer its entries and heartbeats
-	stored int64          // up to here they say that they store its log
-	silent bool           // they do not get, and do not answer, requests with entries
-	down   string         // the one of them at this address does not answer at all
-	late   time.Duration  // their answers to heartbeats take so much longer
-	beats  int            // heartbeats that are not answered
+	asked  map[string]int              // requests that the node has sent, by method
+	loyal  bool                        // the peers vote for the node, and answer its entries and heartbeats
+	stored int64                       // up to here they say that they store its log
+	silent bool                        // they do not get, and do not answer, requests with entries
+	lossy  bool                        // their answers to requests with entries are lost
+	braft  bool                        // they are braft's, whose answers do not say what they store
+	stall  func(c rpc.Call) *rpc.Reply // if set, answers requests with entries, or does not
+	down   string                      // the one of them at this address does not answer at all
+	late   time.Duration               // their answers to heartbeats take so much longer
+	beats  int                         // heartbeats that are not answered
 }
 
 // stageSegment is the size of a segment of the node's log.
@@ -214,6 +217,14 @@ func (t stageTransport) Call(address string, c rpc.Call) {
 		c.Done = func(r rpc.Reply) { s.beats--; done(r) }
 	}
 	s.sim.After(takes, func() {
+		if s.stall != nil && len(c.Attachment) > 0 {
+			if r := s.stall(c); r != nil {
+				c.Done(*r)
+			} else if c.Timeout > 0 {
+				s.sim.After(c.Timeout, func() { c.Done(rpc.Reply{Err: rpc.ErrTimeout}) })
+			}
+			return
+		}
 		if message := s.response(c); message != nil && address != s.down {
 			c.Done(rpc.Reply{Message: message})
 		} else if c.Timeout > 0 {
@@ -254,6 +265,12 @@ func (s *stage) stores(message, attachment []byte) []byte {
 			return nil
 		}
 		s.stored = max(s.stored, m.Entries.Last())
+		if s.lossy {
+			return nil
+		}
+	}
+	if s.braft {
+		return (&wire.AppendResponse{Term: m.Term, Success: true}).Append(nil)
 	}
 	r := wire.AppendResponse{Term: m.Term, Success: true, StoredIndex: s.stored, Features: featurePipeline}
 	return r.Append(nil)

@@ -3,6 +3,8 @@ package graft
 import (
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -471,4 +473,27 @@ func TestANodeThatFailsDoesNotWaitForDescriptors(t *testing.T) {
 	assert.Equal(t, map[string]error{"a": lost, "b": lost}, o.got)
 	require.Len(t, c.fsm.failures, 1)
 	assert.EqualError(t, c.fsm.failures[0], "a callback panicked")
+}
+
+// lockedOut reports whether a goroutine waits for a mutex in a function.
+func lockedOut(function string) bool {
+	stacks := make([]byte, 4<<20)
+	for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+		if strings.Contains(stack, function) && strings.Contains(stack, "lockSlow") {
+			return true
+		}
+	}
+	return false
+}
+
+// L11: who begins to wait for an entry while it is applied does not miss that.
+func TestNobodyMissesWhatIsAppliedMeanwhile(t *testing.T) {
+	f := new(fsmCaller)
+	told := make(chan error, 1)
+	f.mu.Lock()
+	go f.waitApplied(7, func(_ int64, err error) { told <- err })
+	require.True(t, within(20*time.Second, time.Millisecond, func() bool { return lockedOut("waitApplied") }))
+	f.applied.Store(7)
+	f.mu.Unlock()
+	require.NoError(t, receive(t, told))
 }

@@ -262,6 +262,26 @@ func TestALowerCutDoesTheWorkOfARefusedOne(t *testing.T) {
 	assert.False(t, l.retry(0))
 }
 
+// What follows a cut does not follow one before it: the later one may be refused yet.
+func TestWhatFollowsWaitsForTheLatestCut(t *testing.T) {
+	s, l := newQueuedLog(t, 1<<20)
+	l.add(1, 6)
+	s.answer(nil)
+	l.cutBehind(4)
+	l.cutBehind(2)
+	s.since()
+	s.answer(nil)
+	l.add(2, 1)
+	assert.Empty(t, s.since())
+	s.answer(errFull)
+	require.True(t, l.retry(0))
+	assert.Equal(t, []string{"cut behind 2"}, s.since())
+	s.answer(nil)
+	assert.Equal(t, []string{"append 3-3"}, s.since())
+	s.answer(nil)
+	assert.EqualValues(t, 3, l.durableIndex())
+}
+
 // D10, X9: however little memory there is for entries, what is not durable stays in it: storage may refuse it yet.
 func TestWhatIsNotDurableStaysInMemory(t *testing.T) {
 	s, l := newQueuedLog(t, 1)

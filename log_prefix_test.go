@@ -279,6 +279,24 @@ func TestARefusedBeginningOutlivesATruncation(t *testing.T) {
 	assert.EqualValues(t, 11, p.durableIndex())
 }
 
+// A new beginning cuts off what an earlier cut was to, if that was refused or is not answered.
+func TestANewBeginningDoesTheWorkOfACut(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		p := newPrefixLog(t, wal.Recovered{First: 1}, logBase{})
+		p.add(1, 15, "a:1")
+		p.s.take()
+		p.truncateSuffix(8)
+		begin := []string{"cut behind 10", "cut before 11, term 5"}
+		if refused {
+			require.Equal(t, []string{"cut behind 8"}, p.s.take(errFull))
+		} else {
+			begin = append([]string{"cut behind 8"}, begin...)
+		}
+		p.startAfter(logBase{index: 10, term: 5}, func() {})
+		assert.Equal(t, begin, p.s.take(), "refused: %v", refused)
+	}
+}
+
 // Until storage goes on behind the snapshot, nothing that it takes counts, since it may follow the old log, and it is not
 // told of commits: those are not of what it holds.
 func TestNothingCountsBeforeTheLogHasBegunAnew(t *testing.T) {

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"runtime"
 	"sync"
@@ -91,4 +92,62 @@ func TestNobodyWritesBesideTheWriter(t *testing.T) {
 		require.EqualValues(t, i+1, f.meta.CorrelationID, "the small frame is written before the large one")
 		require.True(t, bytes.Equal(want, f.attachment), "the small frame is written within the large one")
 	}
+}
+
+// fullSocket takes nothing; something else happens while it is asked to.
+type fullSocket struct{ meanwhile func() }
+
+func (s fullSocket) Control(func(uintptr)) error    { s.meanwhile(); return errors.New("full") }
+func (s fullSocket) Read(func(uintptr) bool) error  { return nil }
+func (s fullSocket) Write(func(uintptr) bool) error { return nil }
+
+// roused returns an outlet whose writer waits, with a request queued that is to be written directly to a full socket.
+func roused(t *testing.T, meanwhile func(o *outlet)) *outlet {
+	o := newOutlet()
+	o.direct = &direct{raw: fullSocket{func() { meanwhile(&o) }}}
+	o.idle, o.waits = true, true
+	require.True(t, o.queue(1, bytes.Repeat([]byte{1}, 100)))
+	return &o
+}
+
+// TestWhatIsQueuedBesideADirectWrite follows what that could not write, also if it has large pieces.
+func TestWhatIsQueuedBesideADirectWrite(t *testing.T) {
+	conn, far := loopback(t)
+	if newDirect(conn) == nil {
+		t.Skip("nobody writes directly here")
+	}
+	large := bytes.Repeat([]byte{2}, 512<<10)
+	o := roused(t, func(o *outlet) { require.False(t, o.queue(2, large)) })
+	o.send()
+	w := newFrameWriter(conn, time.Minute)
+	require.True(t, o.take(&w.batch))
+	written := make(chan error, 1)
+	go func() { written <- w.flush() }()
+	require.NoError(t, far.SetReadDeadline(time.Now().Add(10*time.Second)))
+	in := newFrameReader(far, 1<<20, 10*time.Second)
+	for i, want := range [][]byte{bytes.Repeat([]byte{1}, 100), large} {
+		f, err := in.next()
+		require.NoError(t, err)
+		require.EqualValues(t, i+1, f.meta.CorrelationID)
+		require.True(t, bytes.Equal(want, f.attachment))
+	}
+	require.NoError(t, <-written)
+}
+
+// TestTheRestOfADirectWriteEndsWithItsConnection: the next connection gets none of it, and whoever writes directly there is not joined
+// by the writer.
+func TestTheRestOfADirectWriteEndsWithItsConnection(t *testing.T) {
+	conn, _ := loopback(t)
+	if newDirect(conn) == nil {
+		t.Skip("nobody writes directly here")
+	}
+	o := roused(t, func(o *outlet) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.attach(conn)
+		o.directing = o.direct
+	})
+	o.send()
+	require.Zero(t, o.out.queued)
+	require.Same(t, o.direct, o.directing)
 }

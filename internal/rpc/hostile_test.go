@@ -194,6 +194,38 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 	})
 }
 
+// TestPeerThatReadsLate gets all its answers: the connection is read from again once they are written.
+func TestPeerThatReadsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet()
+		o := n.options()
+		o.MaxQueuedBytes = 1 << 20
+		served := 0
+		start(t, o, StartOptions{Listen: "server", Serve: func(r *Request) {
+			served++
+			r.Reply(make([]byte, 100_000))
+		}})
+		c := n.connect(t, "server")
+		const requests = 100
+		go func() {
+			for i := range requests {
+				if _, err := c.Write(request(int64(i), "", "")); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		synctest.Wait()
+		require.Less(t, served, 30)
+		in := newFrameReader(c, baidustd.DefaultMaxBody, helloTimeout)
+		for i := range requests {
+			f, err := in.next()
+			require.NoError(t, err)
+			require.EqualValues(t, i, f.meta.CorrelationID)
+			require.Len(t, f.message, 100_000)
+		}
+	})
+}
+
 // TestRequestsServedAtATime are bounded: at the bound the connection is not read from.
 func TestRequestsServedAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

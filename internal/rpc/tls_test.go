@@ -166,3 +166,18 @@ func TestCloseDuringHandshake(t *testing.T) {
 	require.NoError(t, client.Close())
 	require.Error(t, (<-outcome).Err)
 }
+
+// TestHandshakeThatIsNotAnswered is given up, and the peer is connected to anew.
+func TestHandshakeThatIsNotAnswered(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	client := start(t, TCPOptions{TLS: newAuthority(t).config(t), HandshakeTimeout: 100 * time.Millisecond}, StartOptions{})
+	client.Watch(l.Addr().String(), true)
+	for range 3 {
+		require.NoError(t, l.(*net.TCPListener).SetDeadline(time.Now().Add(10*time.Second)))
+		c, err := l.Accept()
+		require.NoError(t, err)
+		defer c.Close()
+	}
+}

@@ -110,6 +110,23 @@ func TestNewestSegmentLost(t *testing.T) {
 	}
 }
 
+// So it is with a store whose process was killed: what the log had gone on in is missed.
+func TestNewestSegmentOfAKilledStoreLost(t *testing.T) {
+	b := newBed(t)
+	require.NoError(t, b.open())
+	first := b.s.cur.seq
+	last, err := b.appendAll(b.group("g"), 1, 200, 5000)
+	require.NoError(t, err)
+	b.run(time.Second)
+	require.Greater(t, b.s.cur.seq, first)
+	fs := b.fs.KillClone()
+	require.NoError(t, fs.Remove(b.s.cur.path))
+	s, _, err := b.openCopy(fs)
+	if err == nil {
+		require.Equal(t, last, s.groups["g"].Recovered().Last)
+	}
+}
+
 // However full a segment is, there is room for the mark that tells a damaged last batch from a torn one.
 func TestLastBatchOfAFullSegmentIsDamaged(t *testing.T) {
 	b := newBed(t)

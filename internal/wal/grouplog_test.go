@@ -158,3 +158,30 @@ func TestARefusalLeavesWhatWasPlaced(t *testing.T) {
 		assert.ErrorIs(t, s.pend.front().recs[0].err, ErrNoSpace)
 	}
 }
+
+// D10: a truncation of the prefix goes to what it was to leave, not beyond it: if the entries there are refused, so is it, and does not begin
+// the log anew behind them.
+func TestARefusalMakesNoCutANewBeginning(t *testing.T) {
+	placed := appendOf(t, 0, entriesOf(1, 1, 1, 1))
+	s := &Store{o: Options{MaxBatch: 1 << 20}}
+	g := &Group{s: s, name: "g", number: 7, announced: true, log: *applyAll(t, placed)}
+	g.first, g.last = 1, 3
+	for _, r := range []*record{appendOf(t, 0, entriesOf(4, 1, 1, 1)), {typ: recPrefix, index: 6, urgent: true}} {
+		require.NoError(t, g.check(r))
+		s.seq++
+		r.g, r.seq = g, s.seq
+		g.submitted(r)
+		f := new(flight)
+		f.add(r)
+		s.pend.push(f)
+	}
+	require.EqualValues(t, 6, g.first)
+	s.refuse(false, ErrNoSpace)
+	assert.EqualValues(t, 1, g.first)
+	assert.EqualValues(t, 3, g.last)
+	s.pend.each(func(f *flight) {
+		for _, r := range f.recs {
+			assert.ErrorIs(t, r.err, ErrNoSpace)
+		}
+	})
+}

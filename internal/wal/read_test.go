@@ -216,3 +216,46 @@ func readGroup(t *testing.T, g *Group, acked *atomic.Int64, rounds int) {
 		at = batch.Last() + 1
 	}
 }
+
+// D16: a read takes only a part of a long index along. What was cut off and replaced behind that part is not read either.
+func TestReadsOfALongIndex(t *testing.T) {
+	b := newBed(t)
+	b.o.SegmentSize = 32 << 20 // a query ends with its segment
+	require.NoError(t, b.open())
+	g := b.group("g")
+	var sizes []int // of entry i+1
+	next := func(n int) {
+		size := 10 + len(sizes)%50
+		b.append(g, int64(len(sizes))+1, n, size)
+		for range n {
+			sizes = append(sizes, size)
+		}
+	}
+	for len(sizes) < 2*pointEntries*maxPoints {
+		next(pointEntries)
+		b.run(time.Millisecond) // a batch of its own
+		next(2 * pointEntries)
+		b.run(time.Millisecond)
+		keep := len(sizes) - pointEntries
+		g.TruncateSuffix(int64(keep), nil)
+		sizes = sizes[:keep]
+		b.run(time.Millisecond)
+	}
+	b.run(time.Second)
+	b.close()
+	require.NoError(t, b.open())
+	g = b.group("g")
+	for _, first := range []int64{1, 1001, 1001 + pointEntries, 1001 + 2*pointEntries} {
+		for at := first; at <= int64(len(sizes)); {
+			batch, err := g.Read(at, 1<<20)
+			require.NoError(t, err)
+			require.Equal(t, at, batch.First)
+			it := batch.Iter()
+			for e, ok := it.Next(); ok; e, ok = it.Next() {
+				require.Len(t, e.Data, sizes[at-1], "entry %d", at)
+				at++
+			}
+		}
+	}
+	b.close()
+}
