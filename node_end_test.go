@@ -64,3 +64,36 @@ func TestANodeWaitsForReadersWhoseEntriesDoNotCome(t *testing.T) {
 	held.release()
 	assert.True(t, receive(t, ended), "the reader is told behind the end")
 }
+
+// A5: nor while it tells those who waited for its state machine, which was busy when the node was told to end.
+func TestANodeWaitsForReadersOfABusyStateMachine(t *testing.T) {
+	c := newTestCluster(t, 1, NodeOptions{ElectionTimeout: patient})
+	c.startLed()
+	busy, held := newHoldup(t), newHoldup(t)
+	c.fsms[0].onApply = func(string) { busy.pass() }
+	n, ended, told := c.nodes[0], make(chan error, 1), make(chan error, 1)
+	n.Apply(Task{Data: []byte("a")})
+	busy.reached()
+	n.Apply(Task{Data: []byte("b")})
+	c.status(0, func(s Status) bool { return s.CommitIndex == s.AppliedIndex+2 }, "b is not committed")
+	n.ReadIndexAsync(func(_ int64, err error) { held.pass(); told <- err })
+	c.eventually(func() bool {
+		n.fsm.mu.Lock()
+		defer n.fsm.mu.Unlock()
+		return len(n.fsm.waiters) > 0
+	}, "it does not wait")
+	n.Shutdown(func(err error) { ended <- err })
+	c.eventually(func() bool {
+		running := n.lm.pending.tryHold()
+		if running {
+			n.lm.pending.letGo()
+		}
+		return !running
+	}, "it does not begin to end")
+	busy.release()
+	held.reached()
+	c.never(50*ms, func() bool { return len(ended) > 0 }, "it has ended while it calls somebody back")
+	held.release()
+	assert.NoError(t, receive(t, ended))
+	assert.NoError(t, receive(t, told), "what is committed is applied before the end")
+}
