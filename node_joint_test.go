@@ -261,11 +261,11 @@ func TestAnElectionInAJointConfigurationNeedsBothMajorities(t *testing.T) {
 	c.net.set(atOnce(noConf(isJoint, 1)), noConf(isNext, 2, 3, 4)) // a majority of the old voters stores the joint one
 	c.inStage(0, StageStable)
 	c.status(2, func(s Status) bool { return !s.OldConf.Empty() }, "the joint configuration was committed without it")
-	var asked atomic.Int64
-	c.net.set(votesAsked(2, &asked), votesAsked(3, &asked), votesAsked(4, &asked))
 	c.stop(1)
 	c.stop(0)
 	assert.ErrorIs(t, p.wait(), ErrUnknownOutcome)
+	var asked atomic.Int64 // only now: until it has stopped the leader sends the new configuration again
+	c.net.set(votesAsked(2, &asked), votesAsked(3, &asked), votesAsked(4, &asked))
 	elected := func() bool { // 2, 3 and 4 are most of the five, and a majority of the new voters
 		return slices.ContainsFunc(c.running(), func(i int) bool { return c.nodes[i].IsLeader() })
 	}
