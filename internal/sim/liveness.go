@@ -271,13 +271,15 @@ func (c *Cluster) nagging(m *machine) {
 
 // canBeTold reports whether somebody whom a machine would ask for a vote knows that it has none: a configuration without
 // it that is committed, and later than what the machine knows to be. The others may have been
-// removed as well, and know no more than the machine does. From who is in a later term the machine learns that one first,
-// and asks again.
+// removed as well, and know no more than the machine does. If one of them is in a later term, the machine learns that first, by which
+// the answers of all others become void, and asks again.
 func (c *Cluster) canBeTold(m *machine) bool {
 	conf := m.conf()
-	return slices.ContainsFunc((conf.voters | conf.olds).of(c.machines), func(v *machine) bool {
+	asked := (conf.voters | conf.olds).of(c.machines)
+	ahead := func(v *machine) bool { return v.up && v.st.Term > m.st.Term }
+	return !slices.ContainsFunc(asked, ahead) && slices.ContainsFunc(asked, func(v *machine) bool {
 		known := v.confAt(v.st.Commit)
-		return v != m && v.up && v.st.Term <= m.st.Term && !known.joint() && known.index() > m.st.Commit && !known.voters.has(m)
+		return v != m && v.up && !known.joint() && known.index() > m.st.Commit && !known.voters.has(m)
 	})
 }
 
