@@ -20,7 +20,7 @@ func (c *Cluster) recoverAll() {
 		}
 	}
 	c.demand(10*timeout+c.backlog(c.longest().conf().all.of(c.machines)...), c.led, "L1: no leader everybody follows after 10 election timeouts")
-	c.demand(20*timeout+c.backlog(c.members()...), c.settled, "L5 L7: a change of the configuration, or a hand-over, does not end in 20 election timeouts")
+	c.demand(20*timeout+c.backlog(c.served()...), c.settled, "L5 L7: a change of the configuration, or a hand-over, does not end in 20 election timeouts")
 	if c.err == nil {
 		c.freshWrites(20 * timeout)
 	}
@@ -86,6 +86,18 @@ func (c *Cluster) members() []*machine {
 		return l.conf().all.of(c.machines)
 	}
 	return c.machines
+}
+
+// served is the members and those whom the leader is about to add, to which it may have all of its log to copy.
+func (c *Cluster) served() []*machine {
+	l := c.leader()
+	if l == nil || !l.st.Changing {
+		return c.members()
+	}
+	peers := l.node.Status().Followers
+	return slices.DeleteFunc(slices.Clone(c.machines), func(m *machine) bool {
+		return m != l && !slices.ContainsFunc(peers, func(f graft.FollowerStatus) bool { return f.Peer.Same(m.peer) })
+	})
 }
 
 func (c *Cluster) anyWaiting() bool {
