@@ -232,14 +232,20 @@ func TestNothingFollowsACutThatMayBeRefused(t *testing.T) {
 	}
 }
 
-// A further cut does the work of the one before it, also if that was refused.
-func TestALowerCutDoesTheWorkOfARefusedOne(t *testing.T) {
+// newLogCutTwice returns a log of six entries that storage was asked to cut behind 4, and behind 2, and has not yet.
+func newLogCutTwice(t *testing.T) (*queuedStorage, *logWithOracle) {
 	s, l := newQueuedLog(t, 1<<20)
 	l.add(1, 6)
 	s.answer(nil)
 	l.cutBehind(4)
 	l.cutBehind(2)
 	s.since()
+	return s, l
+}
+
+// A further cut does the work of the one before it, also if that was refused.
+func TestALowerCutDoesTheWorkOfARefusedOne(t *testing.T) {
+	s, l := newLogCutTwice(t)
 	s.answer(errFull)
 	assert.False(t, l.retry(0), "the second is not answered")
 	s.answer(nil)
@@ -264,12 +270,7 @@ func TestALowerCutDoesTheWorkOfARefusedOne(t *testing.T) {
 
 // What follows a cut does not follow one before it: the later one may be refused yet.
 func TestWhatFollowsWaitsForTheLatestCut(t *testing.T) {
-	s, l := newQueuedLog(t, 1<<20)
-	l.add(1, 6)
-	s.answer(nil)
-	l.cutBehind(4)
-	l.cutBehind(2)
-	s.since()
+	s, l := newLogCutTwice(t)
 	s.answer(nil)
 	l.add(2, 1)
 	assert.Empty(t, s.since())

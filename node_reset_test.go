@@ -210,7 +210,7 @@ func TestResetOnABrokenDisk(t *testing.T) {
 func (p PeerID) withIndex(i int) PeerID { p.Index = i; return p }
 
 // A node may be reset while it loads a snapshot whose leader is gone for good. What it was reset to stays in force, whatever configuration
-// is in the snapshot (FIXME in braft's update_configuration_after_installing_snapshot).
+// is in the snapshot.
 func TestAResetWhileASnapshotIsLoadedStaysInForce(t *testing.T) {
 	t.Parallel()
 	c, release := laggard(t)
